@@ -138,7 +138,9 @@ def load_d4rl(path: str | os.PathLike[str], progress: bool = True) -> Transition
             return _read(file, file_path, progress)
     except PermissionError as error:
         raise DatasetError(f"dataset: {file_path} may not be read by this user; check its permissions") from error
-    except (OSError, RuntimeError, KeyError) as error:  # h5py raises each of them on damaged content
+    except DatasetError:
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # h5py raises each on damaged content
         raise DatasetError(_unreadable(file_path, error)) from error
 
 
@@ -156,7 +158,7 @@ def _read(file: h5py.File, path: Path, progress: bool) -> Transitions:
     if not missing and "next_observations" not in file and "timeouts" not in file:
         missing = ["next_observations", "timeouts"]  # without either, where an episode was cut cannot be known
     if missing:
-        found = ", ".join(sorted(file.keys())) or "none"
+        found = ", ".join(sorted(map(str, file.keys()))) or "none"
         wanted = " or ".join(missing) if "timeouts" in missing else ", ".join(missing)
         raise DatasetError(
             f"dataset: {path} has no key {wanted}; keys found: {found}; expected D4RL's layout: "

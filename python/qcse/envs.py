@@ -1,0 +1,421 @@
+"""Gymnasium environments: tasks and their reference scores, exact resumption in mid-episode, evaluation.
+
+An environment here takes actions in [-1, 1]^A and gives float32 observations, whatever its own bounds and types.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.utils import seeding
+from numpy.typing import NDArray
+
+from .datasets import REFERENCE_SCORES, Transitions, task_family
+from .errors import QcseError
+
+_log = logging.getLogger(__name__)
+
+Policy = Callable[[NDArray[np.float32]], Any]  # observations [E, D] -> actions [E, A], array or tensor
+
+
+class EnvError(QcseError):
+    """An environment is unknown, of an unsuitable kind, or does not fit the data or the stored run."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of an environment before it is made.
+
+    Attributes:
+        env_id: Gymnasium's name.
+        family: hopper, walker2d, halfcheetah, ant, another key of `datasets.REFERENCE_SCORES`, or "other".
+        reference: returns of a random and of an expert policy, for D4RL's normalised score; None: there is none.
+        max_episode_steps: time limit of an episode.
+    """
+
+    env_id: str
+    family: str
+    reference: tuple[float, float] | None
+    max_episode_steps: int
+
+
+def task_for(env_id: str) -> Task:
+    """The task of a Gymnasium name such as "Hopper-v5"; "module:Name-v0" imports the module that registers it.
+
+    Raises:
+        EnvError: no such environment (the message has near matches), or one without a time limit.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise EnvError(
+                f"env: {env_id!r} is to be registered by module {module!r}, which cannot be imported ({error})"
+            ) from error
+    try:
+        spec = gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        raise EnvError(f"env: no environment is called {env_id!r}{_near(name)}; expected a Gymnasium name") from error
+    if spec.max_episode_steps is None:
+        advice = _near(name) or "; register it with max_episode_steps"
+        raise EnvError(
+            f"env: {env_id} has no time limit (or is an outdated version), so an episode may never end{advice}"
+        )
+    family = task_family(env_id)
+    return Task(env_id, family, REFERENCE_SCORES.get(family), spec.max_episode_steps)
+
+
+def _near(name: str) -> str:
+    names = [spec.id for spec in gymnasium.registry.values() if spec.max_episode_steps and spec.id != name]
+    lower = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
+    return f"; near matches: {', '.join(lower[match] for match in close)}" if close else ""
+
+
+class _UnitActions(gymnasium.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
+    """Actions from [-1, 1] mapped to the environment's bounds, observations as float32."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        inner, outer = env.action_space, env.observation_space
+        assert isinstance(inner, gymnasium.spaces.Box) and isinstance(outer, gymnasium.spaces.Box)
+        low, high = inner.low.astype(np.float64), inner.high.astype(np.float64)
+        self._identity = bool((low == -1.0).all() and (high == 1.0).all())
+        self._low, self._half = low, (high - low) / 2.0
+        self._dtype = inner.dtype
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, inner.shape, np.float32)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, outer.shape, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        return np.asarray(observation, np.float32), info
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        if not self._identity:
+            action = (self._low + (np.asarray(action, np.float64) + 1.0) * self._half).astype(self._dtype)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return np.asarray(observation, np.float32), float(reward), bool(terminated), bool(truncated), info
+
+
+def make_env(env_id: str) -> gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]:
+    """Make an environment with actions in [-1, 1]^A, float32 observations [D], and its time limit.
+
+    Actions are mapped affinely to the environment's own bounds where those differ; they are not clipped.
+
+    Raises:
+        EnvError: unknown name, observations or actions that are not a bounded vector of numbers, or what it needs is
+            not installed.
+    """
+    task_for(env_id)
+    _redirect_mujoco_warnings()
+    try:
+        with warnings.catch_warnings():
+            # Data recorded in an older version is a good reason to ask for it.
+            warnings.filterwarnings("ignore", message=r".*is out of date.*")
+            env = gymnasium.make(env_id, disable_env_checker=True)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise EnvError(
+            f"env: {env_id} cannot be made ({error}); `pip install 'gymnasium[mujoco]'` for MuJoCo's"
+        ) from error
+    observation, action = env.observation_space, env.action_space
+    if not isinstance(observation, gymnasium.spaces.Box) or len(observation.shape) != 1:
+        raise EnvError(f"env: {env_id} observes {observation}; expected a vector: a Box of shape (D,)")
+    if not isinstance(action, gymnasium.spaces.Box) or len(action.shape) != 1:
+        raise EnvError(f"env: {env_id} takes actions {action}; expected a vector: a Box of shape (A,)")
+    if not (np.issubdtype(action.dtype, np.floating) and action.is_bounded()):
+        raise EnvError(f"env: {env_id} takes actions {action}; expected real numbers with finite bounds")
+    return _UnitActions(env)
+
+
+def _redirect_mujoco_warnings() -> None:
+    """Send MuJoCo's warnings to Python's logging: by default they write MUJOCO_LOG.TXT into the working directory."""
+    try:
+        import mujoco
+    except ImportError:  # environments that do without MuJoCo need no redirection
+        return
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(lambda text: _log.warning("MuJoCo: %s", text))
+
+
+def check_compatible(env: gymnasium.Env[Any, Any] | str, transitions: Transitions) -> None:
+    """Check that data and environment agree in the sizes of observation and action, and that actions lie in [-1, 1].
+
+    Raises:
+        EnvError: with both numbers and what to do.
+    """
+    made = make_env(env) if isinstance(env, str) else env
+    name = env if isinstance(env, str) else (env.spec.id if env.spec else type(env.unwrapped).__name__)
+    assert made.observation_space.shape is not None and made.action_space.shape is not None
+    source = transitions.path or "the dataset"
+    recorded = transitions.metadata.get("env_id") or transitions.metadata.get("env") or transitions.metadata.get("task")
+    hint = f"; it was recorded in {recorded}" if recorded else ""
+    for what, got, expected in (
+        ("observations", transitions.observation_dim, made.observation_space.shape[0]),
+        ("actions", transitions.action_dim, made.action_space.shape[0]),
+    ):
+        if got == expected:
+            continue
+        remedy = "choose the environment that the data was recorded in, or other data"
+        if what == "observations" and task_family(name) == "ant" and got in (27, 105, 111):
+            remedy = (
+                "D4RL's ant has 111 numbers (27, and 84 contact forces), Gymnasium's Ant-v5 105 (27, and 78 contact "
+                "forces), Ant-v4 27: data recorded in one of them does not fit another"
+            )
+        raise EnvError(f"env: {name} has {what} of {expected} numbers, {source} has {got}{hint}; {remedy}")
+    if isinstance(env, str):
+        made.close()
+    largest = float(np.abs(transitions.actions).max())
+    if largest > 1.0 + 1e-3:
+        raise EnvError(
+            f"env: {source} has actions up to {largest:.4g}; expected -1 to 1, which {name}'s bounds are mapped to: "
+            "rescale the stored actions"
+        )
+
+
+class EpisodeRecorder:
+    """One environment that can be put back, bit for bit, to where it was in the middle of an episode.
+
+    A simulator's visible state does not determine what it computes next (contacts, warm starts, lagged positions), so
+    the episode is lived through again: from its reset generator's state, with the same actions.
+
+    Args:
+        env: from `make_env`, or a name for it.
+        seed: of the reset generator; may be given to the first `reset` instead.
+
+    Attributes:
+        env: the environment; to be stepped through this object only.
+        observation: [D] float32, the latest one; None before the first reset.
+        episode_return: sum of rewards in the current episode.
+        episode_length: its steps so far.
+        done: True where the next call must be `reset`.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any] | str, seed: int | None = None) -> None:
+        self.env = make_env(env) if isinstance(env, str) else env
+        self.observation: NDArray[np.float32] | None = None
+        self.episode_return = 0.0
+        self.done = True
+        self._seed = seed
+        self._start: dict[str, Any] | None = None  # reset generator's state before the current episode's reset
+        self._actions: list[NDArray[np.float32]] = []
+
+    @property
+    def episode_length(self) -> int:
+        return len(self._actions)
+
+    def reset(self, seed: int | None = None) -> NDArray[np.float32]:
+        """Begin an episode; returns its first observation, [D] float32.
+
+        The first reset needs a seed, here or in the constructor; later ones go on with the same generator unless a
+        seed is given again. An episode in progress is given up.
+        """
+        if seed is None and self._start is None:
+            seed = self._seed
+            if seed is None:
+                raise ValueError("EpisodeRecorder.reset: the first reset needs a seed, got none")
+        if seed is not None:
+            # What reset(seed=...) does, but with the state at hand before it is drawn from.
+            self.env.unwrapped.np_random, _ = seeding.np_random(seed)
+        self._start = _plain_generator_state(self.env.unwrapped.np_random)
+        return self._begin()
+
+    def _begin(self) -> NDArray[np.float32]:
+        self._actions = []
+        self.episode_return = 0.0
+        self.done = False
+        self.observation, _ = self.env.reset()
+        return self.observation
+
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool]:
+        """Take an action [A] in [-1, 1]; returns (observation [D] float32, reward, terminated, truncated).
+
+        A state that is terminal in the very step of the time limit is terminal: truncated is then False.
+        """
+        if self.done:
+            raise RuntimeError("EpisodeRecorder.step: no episode is in progress; call reset first")
+        # A copy: the caller may reuse the array, and the episode must be repeatable.
+        action = np.array(action, dtype=np.float32)
+        observation, reward, terminated, truncated, _ = self.env.step(action)
+        self._actions.append(action)
+        self.observation = observation
+        self.episode_return += float(reward)
+        self.done = bool(terminated or truncated)
+        return observation, float(reward), bool(terminated), bool(truncated and not terminated)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything `load_state_dict` needs: tensors, numbers, strings and dicts of them only."""
+        state: dict[str, Any] = {"versions": _versions(), "generator": self._start}
+        if self._start is not None:
+            shape = self.env.action_space.shape
+            assert shape is not None
+            actions = np.stack(self._actions) if self._actions else np.empty((0, *shape), np.float32)
+            state["actions"] = torch.from_numpy(actions)
+            state["observation"] = torch.from_numpy(np.array(self.observation))
+            state["done"] = self.done
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Live through the stored episode again and stop where it stood.
+
+        With the versions and the machine that stored it the result is the same to the bit. Where the replay comes out
+        slightly apart, that is logged as a warning, and the episode goes on from where the replay ended.
+
+        Raises:
+            EnvError: another kind of environment, or a replay that ends before the stored episode did.
+        """
+        if state["generator"] is None:
+            self._start, self._actions, self.observation, self.done = None, [], None, True
+            return
+        actions = state["actions"].numpy()
+        if actions.shape[1:] != self.env.action_space.shape:
+            raise EnvError(
+                f"env: the stored episode has actions of shape {actions.shape[1:]}, the environment takes "
+                f"{self.env.action_space.shape}; resume with the environment that it was stored with"
+            )
+        self._start = dict(state["generator"])
+        self.env.unwrapped.np_random = _generator(self._start)
+        self._begin()
+        for done, action in enumerate(actions):
+            if self.done:
+                raise EnvError(
+                    f"env: the stored episode has {len(actions)} steps, but repeated it ended after {done}; it was "
+                    f"stored with {_spell(state['versions'])}, here are {_spell(_versions())}: resume with the former"
+                )
+            self.step(action)
+        stored = state["observation"].numpy()
+        if self.observation is None or stored.shape != self.observation.shape:
+            raise EnvError(
+                f"env: the stored observation has shape {stored.shape}, the environment's has "
+                f"{self.env.observation_space.shape}; resume with the environment that it was stored with"
+            )
+        if self.done != state["done"] or not np.array_equal(stored, self.observation):
+            _log.warning(
+                "the episode in progress was repeated, but its state differs by up to %.3g from the stored one (stored "
+                "with %s, here are %s); training goes on, but not bit for bit as if it had never stopped",
+                float(np.abs(stored - self.observation).max()),
+                _spell(state["versions"]),
+                _spell(_versions()),
+            )
+
+
+def _plain_generator_state(generator: np.random.Generator) -> dict[str, Any]:
+    """A bit generator's state with its integers, of up to 128 bits, as decimal strings."""
+    state = generator.bit_generator.state
+    if state["bit_generator"] != "PCG64":
+        raise EnvError(f"env: its generator is {state['bit_generator']}; expected PCG64, Gymnasium's own")
+    numbers = {**state["state"], "has_uint32": state["has_uint32"], "uinteger": state["uinteger"]}
+    return {"kind": "PCG64", **{name: str(int(value)) for name, value in numbers.items()}}
+
+
+def _generator(plain: dict[str, Any]) -> np.random.Generator:
+    bits = np.random.PCG64()
+    bits.state = {
+        "bit_generator": plain["kind"],
+        "state": {"state": int(plain["state"]), "inc": int(plain["inc"])},
+        "has_uint32": int(plain["has_uint32"]),
+        "uinteger": int(plain["uinteger"]),
+    }
+    return np.random.Generator(bits)
+
+
+def _versions() -> dict[str, str]:
+    found = {"gymnasium": str(gymnasium.__version__), "numpy": str(np.__version__)}
+    try:
+        import mujoco
+    except ImportError:
+        return found
+    return {**found, "mujoco": str(mujoco.__version__)}
+
+
+def _spell(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+@dataclass(frozen=True, eq=False)
+class EvalResult:
+    """One entry per episode.
+
+    Attributes:
+        returns: [E] float64, undiscounted.
+        lengths: [E] int64, steps.
+        successes: [E] bool, goal reached at some step, as the environment tells; None where it tells nothing.
+    """
+
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    successes: NDArray[np.bool_] | None
+
+
+class Evaluator:
+    """Runs whole episodes side by side, on environments that are made once.
+
+    Episode i is seeded with seed + i, and nothing is carried from one call to the next: the result is a pure function
+    of policy, seed and number of episodes.
+    """
+
+    def __init__(self, env_id: str, episodes: int) -> None:
+        if episodes < 1:
+            raise ValueError(f"Evaluator: got {episodes} episodes, expected at least 1")
+        self.env_id = env_id
+        self._envs = [make_env(env_id) for _ in range(episodes)]
+
+    def evaluate(self, policy_fn: Policy, seed: int) -> EvalResult:
+        """Run every episode to its end.
+
+        Args:
+            policy_fn: observations [E, D] float32 -> actions [E, A] in [-1, 1], array or tensor. It is always called
+                with all E rows; the rows of episodes that have ended hold their last observation and are ignored.
+            seed: of the first episode.
+
+        Raises:
+            EnvError: the policy's actions have another shape or are not finite.
+        """
+        count = len(self._envs)
+        observations = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(self._envs)])
+        returns, lengths = np.zeros(count), np.zeros(count, np.int64)
+        successes, told = np.zeros(count, np.bool_), False
+        running = list(range(count))
+        shape = (count, *(self._envs[0].action_space.shape or ()))
+        while running:
+            actions = policy_fn(observations.copy())
+            if isinstance(actions, torch.Tensor):
+                actions = actions.detach().cpu().numpy()
+            actions = np.asarray(actions, np.float32)
+            if actions.shape != shape:
+                raise EnvError(f"evaluation: the policy gave actions of shape {actions.shape}, expected {shape}")
+            if not np.isfinite(actions[running]).all():
+                raise EnvError(f"evaluation: the policy gave NaN or infinite actions in step {int(lengths.max())}")
+            for i in tuple(running):
+                observations[i], reward, terminated, truncated, info = self._envs[i].step(actions[i])
+                returns[i] += reward
+                lengths[i] += 1
+                success = info.get("success", info.get("is_success"))
+                if success is not None:
+                    told = True
+                    successes[i] |= bool(success)
+                if terminated or truncated:
+                    running.remove(i)
+        return EvalResult(returns, lengths, successes if told else None)
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()
+
+
+def evaluate(policy_fn: Policy, env_id: str, episodes: int, seed: int) -> EvalResult:
+    """One evaluation with environments of its own; see `Evaluator.evaluate`."""
+    evaluator = Evaluator(env_id, episodes)
+    try:
+        return evaluator.evaluate(policy_fn, seed)
+    finally:
+        evaluator.close()
