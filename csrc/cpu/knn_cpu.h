@@ -1,0 +1,32 @@
+// The CPU backend's launcher and its run-time choices. No torch header: the caller lends its thread pool.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "knn.h"
+
+namespace qcse::cpu {
+
+// A thread pool: runs body(begin, end, context) on disjoint ranges that cover [begin, end), on up to `count` threads.
+struct Threads {
+  void (*parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                       void* context);
+  int64_t count;
+};
+
+// Solves the problem. Same bits for every thread count, instruction set and search path.
+template <typename T>
+void knn(const KnnProblem<T>& problem, const Threads& threads);
+
+// Instruction sets that this build holds and this machine runs, best last: portable, avx2, avx512.
+std::vector<const char*> instruction_sets();
+
+// The one in use: the best one, unless QCSE_CPU_ISA or set_instruction_set names another.
+const char* instruction_set();
+void set_instruction_set(const std::string& name);
+
+// How candidates are searched: "auto" decides from the shape and a small sample of the data.
+void set_search_path(const std::string& name);
+
+}  // namespace qcse::cpu

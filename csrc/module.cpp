@@ -1,0 +1,42 @@
+// Makes `qcse_ext._C` importable, which registers the operators, and tells the facts of the build.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cpu/knn_cpu.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["torch_abi_target"] = QCSE_TORCH_TARGET;
+  info["torch_built_with"] = QCSE_TORCH_BUILT;
+  info["compiler"] = __VERSION__;
+  py::list sets;
+  for (const char* name : qcse::cpu::instruction_sets()) sets.append(name);
+  info["cpu_instruction_sets"] = sets;
+  info["cpu_instruction_set"] = qcse::cpu::instruction_set();
+#ifdef QCSE_WITH_CUDA
+  info["cuda"] = true;
+  info["cuda_toolkit"] = QCSE_CUDA_TOOLKIT;
+  info["cuda_architectures"] = QCSE_CUDA_ARCHITECTURES;
+#else
+  info["cuda"] = false;
+  info["cuda_toolkit"] = py::none();
+  info["cuda_architectures"] = py::none();
+#endif
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled half of qcse_ext. Importing it registers torch.ops.qcse.*; use the functions of qcse_ext.";
+  m.def("build_info", &build_info, "Facts of this build: instruction sets, CUDA, torch ABI target, compiler.");
+  m.def("set_instruction_set", &qcse::cpu::set_instruction_set, py::arg("name"),
+        "Tests and benchmarks: use this instruction set from now on (empty: the best one). ValueError if unavailable.");
+  m.def("set_search_path", &qcse::cpu::set_search_path, py::arg("name"),
+        "Tests and benchmarks: 'auto' (the default), 'all' (every pair) or 'boxes' (prune by bounding boxes).");
+}
