@@ -1,0 +1,240 @@
+"""A run's logs: what is written can be read back, and a resumed run has every row once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from qcse import log as log_module
+from qcse.errors import QcseError
+from qcse.log import EVAL_COLUMNS, CsvLog, LogError, RunLog, machine_facts, write_json
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def eval_row(step: int, **change: Any) -> dict[str, Any]:
+    row = dict(zip(EVAL_COLUMNS, (step, "online", 1.5 * step, 0.25, math.nan, 20.0, 3.125), strict=True))
+    return {**row, **change}
+
+
+# One CSV file.
+
+
+def test_numbers_read_back_as_the_same_numbers(tmp_path: Path) -> None:
+    log = CsvLog(tmp_path / "a.csv", ("step", "x", "text"))
+    values = [0.1, 1 / 3, 1e-300, np.float32(0.1), torch.tensor(2.5), -math.inf, np.float64(7)]
+    for i, value in enumerate(values):
+        log.append({"x": value, "step": np.int64(i), "text": 'with, comma and "quotes"'})
+    log.append({"step": 7, "x": None})
+    read = rows(tmp_path / "a.csv")  # without closing: rows are flushed
+    assert [float(r["x"]) for r in read[:-1]] == [float(v) for v in values]
+    assert [r["step"] for r in read] == [str(i) for i in range(8)]
+    assert read[0]["text"] == 'with, comma and "quotes"' and read[-1]["x"] == "" and log.rows == 8
+
+
+def test_names_and_texts_that_do_not_belong(tmp_path: Path) -> None:
+    log = CsvLog(tmp_path / "a.csv", ("step", "x"))
+    with pytest.raises(ValueError, match=r"no columns \['y'\]"):
+        log.append({"step": 1, "y": 2})
+    with pytest.raises(ValueError, match="expected one line"):
+        log.append({"step": 1, "x": "two\nlines"})
+    assert log.rows == 0 and rows(tmp_path / "a.csv") == []
+
+
+def test_truncate_and_append_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    log = CsvLog(path, ("step", "x"))
+    for i in range(5):
+        log.append({"step": i, "x": i / 7})
+    log.truncate(3)
+    log.append({"step": 30, "x": 1})
+    assert [r["step"] for r in rows(path)] == ["0", "1", "2", "30"] and log.rows == 4
+    log.truncate(4)
+    with pytest.raises(LogError, match="has 4 rows, the checkpoint says 5"):
+        log.truncate(5)
+    log.truncate(0)
+    assert path.read_text() == "step,x\n" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_line_that_a_kill_left_unfinished_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("step,x\n1,0.5\n2,0.2")
+    log = CsvLog(path, ("step", "x"))
+    assert log.rows == 1
+    log.append({"step": 2, "x": 0.25})
+    assert path.read_text() == "step,x\n1,0.5\n2,0.25\n"
+    path.write_text("ste")
+    assert CsvLog(path, ("step", "x")).rows == 0 and path.read_text() == "step,x\n"
+
+
+def test_another_files_columns_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("time,loss\n")
+    with pytest.raises(LogError, match=r"has the columns \['time', 'loss'\], expected \['step'\]"):
+        CsvLog(path, ("step",))
+    assert CsvLog(path).columns == ("time", "loss")
+    with pytest.raises(LogError, match="cannot be written"):
+        CsvLog(path / "under-a-file.csv", ("step",))
+    assert issubclass(LogError, QcseError)
+
+
+def test_extended_columns_are_empty_in_earlier_rows(tmp_path: Path) -> None:
+    log = CsvLog(tmp_path / "a.csv", ("step",))
+    log.append({"step": 1})
+    log.extend(("step", "x", "y"))
+    log.append({"step": 2, "y": 5})
+    assert rows(tmp_path / "a.csv") == [{"step": "1", "x": "", "y": ""}, {"step": "2", "x": "", "y": "5"}]
+    assert log.columns == ("step", "x", "y")
+
+
+# A run folder.
+
+
+def test_a_run_and_its_resumption(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, tensorboard=False)
+    assert log.state() == {"train_rows": 0, "eval_rows": 0}
+    log.write("eval", eval_row(0))
+    log.write("train", {"step": 10, "loss": 0.5})
+    log.write("train", {"step": 20, "loss": 0.25, "bonus/mean": 0.125})
+    kept = log.state()
+    log.write("train", {"step": 30, "loss": 9.0})
+    log.write("eval", eval_row(30))
+    # Killed here: nothing is closed. The checkpoint is older than the last rows.
+    again = RunLog(tmp_path, resume_rows=kept, tensorboard=False)
+    assert again.state() == kept == {"train_rows": 2, "eval_rows": 1}
+    again.write("train", {"loss": 0.125, "step": 30})
+    again.write("eval", eval_row(30, return_mean=-2.0))
+    again.close()
+    assert rows(tmp_path / "train.csv") == [
+        {"step": "10", "loss": "0.5", "bonus/mean": ""},
+        {"step": "20", "loss": "0.25", "bonus/mean": "0.125"},
+        {"step": "30", "loss": "0.125", "bonus/mean": ""},
+    ]
+    lines = (tmp_path / "eval.csv").read_text().splitlines()
+    assert lines[0] == "step,phase,return_mean,return_std,normalized_score,episode_length,wall_seconds"
+    assert lines[1:] == ["0,online,0.0,0.25,nan,20.0,3.125", "30,online,-2.0,0.25,nan,20.0,3.125"]
+
+
+def test_resumption_at_the_very_start(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, tensorboard=False)
+    nothing = log.state()
+    log.write("train", {"step": 1, "old": 1.0})
+    log.write("eval", eval_row(1))
+    again = RunLog(tmp_path, resume_rows=nothing, tensorboard=False)
+    again.write("train", {"step": 1, "new": 2.0})
+    assert rows(tmp_path / "train.csv") == [{"step": "1", "new": "2.0"}] and rows(tmp_path / "eval.csv") == []
+    # Killed before any log was made.
+    RunLog(tmp_path / "other", resume_rows=nothing, tensorboard=False).close()
+    assert (tmp_path / "other" / "eval.csv").exists()
+
+
+def test_logs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, tensorboard=False)
+    log.write("train", {"step": 1})
+    with pytest.raises(LogError, match="exists, expected a folder without a run"):
+        RunLog(tmp_path, tensorboard=False)
+    with pytest.raises(LogError, match=r"train\.csv has 1 rows, the checkpoint says 2"):
+        RunLog(tmp_path, resume_rows={"train_rows": 2, "eval_rows": 0}, tensorboard=False)
+    with pytest.raises(LogError, match=r"train\.csv is missing"):
+        RunLog(tmp_path / "a", resume_rows={"train_rows": 2, "eval_rows": 0}, tensorboard=False)
+    with pytest.raises(LogError, match=r"eval\.csv is missing"):
+        RunLog(tmp_path / "b", resume_rows={"train_rows": 0, "eval_rows": 1}, tensorboard=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [("train", {"loss": 1.0}), ("test", {"step": 1}), ("eval", {"step": 1}), ("eval", eval_row(1, extra=2))],
+)
+def test_rows_that_do_not_fit_are_refused(tmp_path: Path, kind: str, row: dict[str, Any]) -> None:
+    log = RunLog(tmp_path, tensorboard=False)
+    with pytest.raises(ValueError, match=r"RunLog\.write"):
+        log.write(kind, row)
+    assert rows(tmp_path / "eval.csv") == [] and not (tmp_path / "train.csv").exists()
+
+
+def test_tensorboard_shows_each_step_once_after_a_resumption(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = RunLog(tmp_path)
+    log.write("eval", eval_row(0))
+    log.write("train", {"step": 10, "phase": "offline", "loss": 0.5, "bonus/mean": math.nan})
+    kept = log.state()
+    log.write("train", {"step": 20, "phase": "offline", "loss": 9.0})
+    log.write("eval", eval_row(20))
+    log.close()
+    again = RunLog(tmp_path, resume_rows=kept)
+    again.write("train", {"step": 20, "phase": "offline", "loss": 0.25})
+    again.write("eval", eval_row(20, return_mean=4.0))
+    again.close()
+    seen: dict[str, list[tuple[int, float]]] = {}
+    for kind in ("train", "eval"):
+        events = accumulator.EventAccumulator(str(tmp_path / "tensorboard" / kind)).Reload()
+        for tag in events.Tags()["scalars"]:
+            seen[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+    assert seen["train/loss"] == [(10, 0.5), (20, 0.25)]
+    assert seen["eval/return_mean"] == [(0, 0.0), (20, 4.0)]
+    assert "bonus/mean" not in seen and "train/phase" not in seen
+
+
+def test_a_run_goes_on_without_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    log = RunLog(tmp_path)
+    log.write("eval", eval_row(0))
+    assert "pip install tensorboard" in caplog.text and len(rows(tmp_path / "eval.csv")) == 1
+
+
+# JSON and facts.
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.json"
+    write_json(
+        path, {"path": Path("x/y"), "n": np.int64(3), "list": [np.float32(0.5)], "array": np.arange(2), "no": None}
+    )
+    assert json.loads(path.read_text()) == {"path": "x/y", "n": 3, "list": [0.5], "array": [0, 1], "no": None}
+    with pytest.raises(TypeError, match="got a object"):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text())["n"] == 3 and list(path.parent.iterdir()) == [path]
+
+
+def test_machine_facts(tmp_path: Path) -> None:
+    facts = machine_facts()
+    assert facts["torch"] == torch.__version__ and facts["numpy"] == np.__version__
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["cpu"] and facts["cores"] >= facts["usable_cores"] >= 1 and facts["memory_gib"] > 0.1
+    assert {"python", "os", "gymnasium", "mujoco", "qcse", "commit", "gpus"} <= set(facts)
+    write_json(tmp_path / "machine.json", facts)
+    assert json.loads((tmp_path / "machine.json").read_text()) == facts
+
+
+def test_the_commit_is_this_projects_or_none(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    package = tmp_path / "python" / "qcse"
+    package.mkdir(parents=True)
+    assert log_module._commit(package) is None  # no checkout
+    git("init", "-q")
+    (tmp_path / "other.txt").write_text("a")
+    git("add", "other.txt")
+    git("commit", "-qm", "one")
+    assert log_module._commit(package) is None  # another project's checkout
+    (package / "log.py").write_text("")
+    git("add", "python")
+    git("commit", "-qm", "two")
+    assert log_module._commit(package) == git("rev-parse", "HEAD")
+    (package / "log.py").write_text("changed")
+    assert log_module._commit(package) == git("rev-parse", "HEAD") + "+changes"
