@@ -1,0 +1,189 @@
+"""Soft actor-critic (arXiv 1801.01290, 1812.05905) for S independent seeds; the base of CQL and Cal-QL."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..buffer import Batch
+from ..config import TrainConfig
+from ..nets import Critics, TanhGaussianPolicy, tanh_gaussian_log_prob, tanh_gaussian_sample
+from ..streams import Streams
+
+Noise = dict[str, Tensor]
+
+
+@dataclass
+class Losses:
+    """Losses per seed, [S] each. No parameter gets gradient from more than one of them."""
+
+    policy: Tensor
+    critic: Tensor
+    multipliers: Tensor  # of the entropy temperature, and of what a subclass learns beside it
+    metrics: dict[str, Tensor]  # [S] each, detached
+
+
+class SAC:
+    """Two critics, their targets, a tanh-Gaussian policy and a learnt temperature, all seeds in one set of tensors.
+
+    One update is: `noise = agent.draw_noise(streams, B)`, `agent.update(batch, noise)`. It reads nothing back to
+    the host. All losses are taken at the parameters before the update, then all parameters move.
+
+    Args:
+        state_dim, action_dim: D and A.
+        config: the run's options.
+        streams: random streams of the S seeds; 'initialisation' is used here.
+    """
+
+    def __init__(self, state_dim: int, action_dim: int, config: TrainConfig, streams: Streams) -> None:
+        self.config = config
+        self.action_dim = action_dim
+        self.seeds, self.device = len(streams), streams.device
+        generators, net = streams.generators("initialisation"), config.net
+        self.policy = TanhGaussianPolicy(state_dim, action_dim, net.policy_hidden, generators, net.orthogonal_init)
+        self.critics = Critics(state_dim, action_dim, net.critic_hidden, generators, 2, net.orthogonal_init)
+        self.targets = copy.deepcopy(self.critics).requires_grad_(False)
+        self.log_temperature = nn.Parameter(torch.zeros(self.seeds, device=self.device))
+        self.target_entropy = -float(action_dim) if config.target_entropy is None else config.target_entropy
+        self.updates = 0
+        self.optimizer = torch.optim.Adam(self.parameter_groups(), fused=True)
+
+    # ---- what an algorithm is made of; subclasses change these
+
+    def parameter_groups(self) -> list[dict]:
+        config = self.config
+        return [
+            {"params": [*self.policy.parameters(), self.log_temperature], "lr": config.policy_lr},
+            {"params": list(self.critics.parameters()), "lr": config.critic_lr},
+        ]
+
+    def noise_shapes(self, batch_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name -> (law, shape without the seed dimension) of every random number of one update."""
+        one = (batch_size, 1, self.action_dim)
+        return {"policy": ("normal", one), "backup": ("normal", one)}
+
+    def losses(self, batch: Batch, noise: Noise) -> Losses:
+        """All losses of one update at the current parameters."""
+        mean, log_std = self.policy(batch.observations)
+        actions, log_prob = tanh_gaussian_sample(mean, log_std, noise["policy"])
+        temperature = self.log_temperature.detach().exp()
+        policy_loss, log_prob = self.policy_loss(batch, mean, log_std, actions, log_prob.squeeze(-1), temperature)
+        temperature_loss = -self.log_temperature * (log_prob.detach() + self.target_entropy).mean(-1)
+        critic_loss, multiplier_loss, metrics = self.critic_loss(batch, noise, mean, log_std, temperature)
+        metrics |= {
+            "loss/policy": policy_loss.detach(),
+            "loss/critic": critic_loss.detach(),
+            "loss/temperature": temperature_loss.detach(),
+            "policy/entropy": -log_prob.detach().mean(-1),
+            "policy/temperature": temperature,
+        }
+        return Losses(policy_loss, critic_loss, temperature_loss + multiplier_loss, metrics)
+
+    def policy_loss(
+        self, batch: Batch, mean: Tensor, log_std: Tensor, actions: Tensor, log_prob: Tensor, temperature: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """E[temperature * log pi - min Q], [S]; and log pi [S, B]."""
+        if self.updates < self.config.behaviour_cloning_steps:
+            gain = tanh_gaussian_log_prob(mean, log_std, batch.actions)
+        else:
+            gain = self.critics(batch.observations, actions, frozen=True).amin(1).squeeze(-1)
+        return (temperature.unsqueeze(-1) * log_prob - gain).mean(-1), log_prob
+
+    def critic_loss(
+        self, batch: Batch, noise: Noise, mean: Tensor, log_std: Tensor, temperature: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Squared Bellman error summed over the critics [S], loss of further multipliers [S], metrics."""
+        predicted = self.critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
+        with torch.no_grad():
+            next_mean, next_log_std = self.policy(batch.next_observations)
+            target = self.bellman_target(batch, next_mean, next_log_std, noise["backup"], temperature)
+        error = self.bellman_error(predicted, target)
+        return error, torch.zeros_like(error), self.q_metrics(predicted, target)
+
+    # ---- shared pieces
+
+    def bellman_target(
+        self, batch: Batch, next_mean: Tensor, next_log_std: Tensor, noise: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """r + gamma * bootstrap * min_e Q'_e(s', a'), [S, B].
+
+        The noise draws n actions a' per state; the one with the best min_e Q' is taken (n = 1: plain backup).
+        """
+        actions, log_prob = tanh_gaussian_sample(next_mean, next_log_std, noise)
+        value, best = self.targets(batch.next_observations, actions).amin(1).max(-1)
+        if self.config.entropy_backup:
+            value = value - temperature.unsqueeze(-1) * log_prob.gather(-1, best.unsqueeze(-1)).squeeze(-1)
+        return batch.rewards + self.config.discount * batch.bootstrap * value
+
+    @staticmethod
+    def bellman_error(predicted: Tensor, target: Tensor) -> Tensor:
+        """predicted [S, E, B], target [S, B] -> mean squared error summed over the critics, [S]."""
+        return F.mse_loss(predicted, target.unsqueeze(1).expand_as(predicted), reduction="none").mean(-1).sum(-1)
+
+    @staticmethod
+    def q_metrics(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"q/data": predicted.detach().mean((-2, -1)), "q/target": target.mean(-1)}
+
+    def draw_noise(self, streams: Streams, batch_size: int) -> Noise:
+        """Every random number of one update, from the 'update' stream."""
+        laws = {"normal": streams.normal, "uniform": lambda name, shape: streams.uniform(name, shape, -1.0, 1.0)}
+        return {name: laws[law]("update", shape) for name, (law, shape) in self.noise_shapes(batch_size).items()}
+
+    def update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """One gradient step of everything; returns metrics [S] on the device."""
+        losses = self.losses(batch, noise)
+        self.optimizer.zero_grad(set_to_none=True)
+        (losses.policy + losses.critic + losses.multipliers).sum().backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.targets.parameters()), list(self.critics.parameters()), self.config.target_rate
+            )
+        self.updates += 1
+        return losses.metrics
+
+    # ---- use
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, noise: Tensor | None = None) -> Tensor:
+        """observations [S, B, D] -> actions [S, B, A]: the mode, or with noise [S, B, A] a sample."""
+        if noise is None:
+            return self.policy.mode(observations)
+        mean, log_std = self.policy(observations)
+        return torch.tanh(mean + log_std.exp() * noise)
+
+    @torch.no_grad()
+    def min_q(self, observations: Tensor, actions: Tensor, critics: Critics | None = None) -> Tensor:
+        """min_e Q_e(s, a) of the current critics, or of those given; [S, B]."""
+        critics = self.critics if critics is None else critics
+        return critics(observations, actions.unsqueeze(-2), frozen=True).amin(1).squeeze(-1)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"policy": self.policy, "critics": self.critics, "targets": self.targets}
+
+    def multipliers(self) -> dict[str, nn.Parameter]:
+        """Learnt scalars [S] beside the networks."""
+        return {"log_temperature": self.log_temperature}
+
+    def state_dict(self) -> dict:
+        return {
+            "modules": {name: module.state_dict() for name, module in self.modules().items()},
+            "multipliers": {name: value.detach().clone() for name, value in self.multipliers().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:
+        for name, module in self.modules().items():
+            module.load_state_dict(state["modules"][name])
+        for name, value in self.multipliers().items():
+            value.copy_(state["multipliers"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"]
+
+

@@ -1,0 +1,246 @@
+"""The command line: qcse train | eval | report | collect | demo | doctor."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from .config import Algo, TrainConfig, from_dict, preset, to_dict
+from .errors import QcseError
+
+SUMMARY = """usage: qcse COMMAND [OPTIONS]
+
+Offline-to-online reinforcement learning with a Q-conditioned state entropy bonus.
+
+commands:
+  train     pre-train on a dataset, fine-tune online; --resume continues a run
+  eval      evaluate the policy of a run
+  report    compare runs: table, learning curves (PNG), one HTML page
+  collect   train SAC and write datasets in D4RL's layout
+  demo      a small offline-to-online run with and without the bonus, and its report
+  doctor    what is installed, which kernels are built, what is missing
+
+`qcse COMMAND --help` lists a command's options."""
+
+
+@dataclass
+class TrainArgs(TrainConfig):
+    """Pre-train on a dataset, then fine-tune online. Defaults shown are those of the algorithm's and environment's
+    preset: give --algo and --env together with --help to see them."""
+
+    resume: Path | None = None
+    """Continue the run in this folder, with its stored options."""
+
+
+@dataclass
+class EvalArgs:
+    """Evaluate the deterministic policy of a run at its last checkpoint."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder."""
+    episodes: int = 20
+    """Episodes."""
+    seed: int = 0
+    """First episode's seed; episode i starts from seed + i."""
+    json: bool = False
+    """Print one JSON object instead of a line."""
+
+
+@dataclass
+class ReportArgs:
+    """Compare runs: a table, learning curves with intervals, one self-contained HTML page."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders, or folders that hold some."""
+    out: Path = Path("runs/report")
+    """Folder for report.html and the pictures."""
+
+
+@dataclass
+class CollectArgs:
+    """Train SAC from scratch and write two datasets in D4RL's layout: NAME-replay.hdf5, everything it saw, and
+    NAME-policy.hdf5, stochastic rollouts of its final policy. Both hold qpos and qvel of the state before each step."""
+
+    env: str = "Hopper-v5"
+    """Gymnasium environment id."""
+    out: Path = Path("data")
+    """Folder for the datasets and, in a sub-folder, SAC's own run."""
+    name: str | None = None
+    """First part of the file names. None: the environment's family, such as hopper."""
+    steps: int = 100_000
+    """Environment steps of SAC."""
+    stop_return: float | None = None
+    """Stop SAC once an evaluation reaches this mean return."""
+    replay_rows: int | None = None
+    """Keep only the last so many transitions of the replay, from an episode's start. None: all."""
+    policy_rows: int = 100_000
+    """Transitions of the final policy. 0: no such file."""
+    learning_starts: int = 5000
+    """Random steps before the first update."""
+    eval_every: int = 5000
+    """Steps between evaluations."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers."""
+    seed: int = 0
+    """Seed of every random stream."""
+    threads: int | None = None
+    """torch's CPU threads. None: one per core."""
+
+
+@dataclass
+class DemoArgs:
+    """Pre-train CQL on the embedded Hopper dataset and fine-tune it online, once without and once with the bonus."""
+
+    out: Path = Path("runs/demo")
+    """Folder for the runs and the report; an earlier demonstration in it is continued."""
+    algo: Algo = "cql"
+    """Algorithm of both runs."""
+    offline_steps: int = 6000
+    """Updates on the dataset."""
+    online_steps: int = 6000
+    """Environment steps of fine-tuning."""
+    seeds: tuple[int, ...] = field(default=(0,))
+    """One run with and one without the bonus for each."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(SUMMARY)
+        return 0 if args else 2
+    if args[0] == "--version":
+        from . import __version__
+
+        print(f"qcse {__version__}")
+        return 0
+    command = COMMANDS.get(args[0])
+    if command is None:
+        print(f"qcse: unknown command {args[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return command(args[1:])
+    except QcseError as error:
+        print(f"qcse {args[0]}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"qcse {args[0]}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _train(argv: list[str]) -> int:
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--algo", default="cal_ql")
+    peek.add_argument("--env", default="Hopper-v5")
+    peek.add_argument("--resume", type=Path)
+    known, _ = peek.parse_known_args(argv)
+
+    from . import checkpoint, train
+
+    defaults = preset(known.algo, known.env)
+    if known.resume is not None:
+        defaults = train.stored_config(known.resume)
+    values = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(TrainConfig)}
+    parsed = tyro.cli(TrainArgs, args=argv, prog="qcse train", default=TrainArgs(**values))
+    asked = {name: value for name, value in to_dict(parsed).items() if name != "resume"}
+    config = from_dict(asked)
+
+    if parsed.resume is None:
+        trainer = train.Trainer(config, train.prepare_out(config))
+    else:
+        out = parsed.resume
+        train.refuse_contradictions(defaults, config, out)
+        path = out / checkpoint.NAME
+        # A run that was stopped before its first checkpoint has nothing to lose and starts again.
+        trainer = train.Trainer(defaults, out, checkpoint.load(path) if path.exists() else None)
+        if trainer.finished:
+            print(f"{out} is complete ({trainer.step} steps); nothing to do")
+            return 0
+    trainer.run()
+    print(f"run complete: {trainer.out}; compare runs with `qcse report {trainer.out} ...`")
+    return 0
+
+
+def _eval(argv: list[str]) -> int:
+    args = tyro.cli(EvalArgs, args=argv, prog="qcse eval")
+    from . import train
+    from .datasets import normalized_score
+    from .envs import Evaluator
+    from .errors import ConfigError
+
+    if args.episodes < 1:
+        raise ConfigError(f"episodes: got {args.episodes}, expected 1 or more")
+    trainer = train.load_run(args.run)
+    result = trainer.evaluate(Evaluator(trainer.config.env, args.episodes), args.seed)
+    record = {
+        "run": str(args.run),
+        "env": trainer.config.env,
+        "step": trainer.step,
+        "episodes": args.episodes,
+        "seed": args.seed,
+        "return_mean": float(result.returns.mean()),
+        "return_std": float(result.returns.std()),
+        "normalized_score": float(normalized_score(trainer.task.family, result.returns.mean())),
+        "episode_length": float(result.lengths.mean()),
+    }
+    if args.json:
+        print(json.dumps(record))
+    else:
+        print(
+            f"{args.run} at step {record['step']}, {args.episodes} episodes of {record['env']}: return "
+            f"{record['return_mean']:.1f} +- {record['return_std']:.1f}, normalised score "
+            f"{record['normalized_score']:.1f}, length {record['episode_length']:.0f}"
+        )
+    return 0
+
+
+def _report(argv: list[str]) -> int:
+    args = tyro.cli(ReportArgs, args=argv, prog="qcse report")
+    from .report import report
+
+    print(report(list(args.runs), args.out))
+    return 0
+
+
+def _collect(argv: list[str]) -> int:
+    args = tyro.cli(CollectArgs, args=argv, prog="qcse collect")
+    from .collect import collect
+
+    for path in collect(args):
+        print(f"wrote {path}")
+    return 0
+
+
+def _demo(argv: list[str]) -> int:
+    args = tyro.cli(DemoArgs, args=argv, prog="qcse demo")
+    from .demo import demo
+
+    return demo(args)
+
+
+def _doctor(argv: list[str]) -> int:
+    argparse.ArgumentParser(prog="qcse doctor", description="What is installed, built, and missing.").parse_args(argv)
+    from .doctor import doctor
+
+    return doctor()
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "eval": _eval,
+    "report": _report,
+    "collect": _collect,
+    "demo": _demo,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,337 @@
+"""Every option of a training run as one typed dataclass tree. Field docstrings are the command line's help."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from typing_extensions import Annotated
+
+from .errors import ConfigError
+
+Algo = Literal["sac", "cql", "cal_ql"]
+BonusKind = Literal["none", "qcse"]
+
+# Neighbours that worked best in the paper, per task family (arXiv 2310.19805, as quoted by its reviewers).
+PAPER_NEIGHBOURS = {"hopper": 10, "walker2d": 20, "antmaze": 25}
+
+
+@dataclass
+class NetworkConfig:
+    policy_hidden: tuple[int, ...] = (256, 256)
+    """Widths of the policy's hidden layers."""
+    critic_hidden: tuple[int, ...] = (256, 256)
+    """Widths of each critic's hidden layers."""
+    orthogonal_init: bool = False
+    """Orthogonal weights with gain sqrt(2) instead of torch's default initialisation."""
+
+
+@dataclass
+class CqlConfig:
+    """Conservative Q-learning (arXiv 2006.04779); used by cql and cal_ql."""
+
+    alpha: float = 5.0
+    """Weight of the conservative term."""
+    actions: int = 10
+    """Actions sampled per state from each of: uniform, policy at s, policy at s'."""
+    importance_sampling: bool = True
+    """Subtract each sampled action's log-density inside the log-sum-exp, CQL(H)."""
+    max_target_backup: bool = True
+    """Bootstrap from the best of `actions` sampled next actions instead of one."""
+    lagrange: bool = False
+    """Learn a multiplier that holds the conservative gap at `target_gap`."""
+    target_gap: float = 0.8
+    """Gap between the log-sum-exp and the data's Q that the multiplier aims at (only with lagrange)."""
+    temperature: float = 1.0
+    """Temperature of the log-sum-exp."""
+    clip_difference: float | None = None
+    """Lower bound of the conservative difference of one transition (CORL's antmaze runs: -200); None: no bound."""
+    calibration_online: Literal["off", "task_return", "return_with_bonus"] = "off"
+    """cal_ql, online phase: the lower bound of Q at the policy's actions. 'off' as in CORL; 'task_return' bounds by
+    the Monte-Carlo return of the task's reward of each finished online episode, as in the official code (with a
+    bonus in the reward this bounds another quantity than the Q that is learnt); 'return_with_bonus' adds the
+    bonuses that the episode's transitions had when it finished. Offline the bound is always on."""
+
+
+@dataclass
+class BonusConfig:
+    """The intrinsic reward r' = r + weight * squash(h(s | Q(s, a))) (arXiv 2310.19805)."""
+
+    kind: Annotated[BonusKind, tyro.conf.arg(name="bonus", prefix_name=False)] = "none"
+    """Which bonus joins the reward. qcse: state entropy conditioned on Q, from k nearest neighbours."""
+    weight: float = 1.0
+    """lambda, the factor of the bonus at the first online update."""
+    decay: float = 0.0
+    """kappa: the weight of online update t is weight * (1 - decay)^t."""
+    k: int = 12
+    """Neighbours of the entropy estimate. The paper's best: 10 hopper, 20 walker2d, about 25 antmaze-large-diverse."""
+    critic: Literal["online", "target", "frozen"] = "online"
+    """Which critics give Q = min(Q1, Q2): the current ones, their targets, or those at the end of pre-training."""
+    action: Literal["stored", "policy"] = "stored"
+    """At which action Q is taken: the transition's own (the reward's argument) or the policy's mode at its state."""
+    references: Literal["batch", "sample", "buffer"] = "batch"
+    """Among which transitions neighbours are sought: the batch's own; `reference_size` drawn anew from the online
+    buffer for each update; the whole online buffer (exact, and its Q is computed anew for each update)."""
+    reference_size: int = 4096
+    """Transitions drawn where references is 'sample'."""
+    transitions: Literal["online", "all"] = "online"
+    """Which transitions get the bonus, and are candidates: those collected online, or the dataset's as well (then
+    in the offline phase, too)."""
+    state_scale: Literal["standardised_sqrt_d", "standardised_d", "standardised", "d", "none"] = "standardised_sqrt_d"
+    """How states enter the distance. Standardised (running statistics) and divided by sqrt(D), the root mean square
+    per dimension, behaves alike in all tasks; 'd' is what VCSE's code does; 'standardised' and 'none' saturate the
+    tanh on most tasks."""
+    value_scale: Literal["standardised", "none"] = "standardised"
+    """How Q enters the distance: standardised by running statistics, or in units of return."""
+    squash: Literal["tanh", "standardised_tanh", "none"] = "tanh"
+    """tanh(h) as in the paper; tanh((h - mean) / spread) with running statistics, which cannot saturate; h itself
+    as in VCSE."""
+    when: Literal["sample", "store"] = "sample"
+    """Computed for each sampled batch with the Q of the moment, or once, when a transition is stored (needs
+    references 'sample' or 'buffer')."""
+    join: Literal["after", "before"] = "after"
+    """Added after the task's reward transform (reward_scale, reward_bias) or before it."""
+    offset: float = 1e-5
+    """Added inside the logarithm: log(2 * radius + offset). A radius of zero gives log(offset), so a finite bonus."""
+    statistics_horizon: int = 1000
+    """Updates that the running statistics look back on: their rate is max(1 / updates so far, 1 / horizon)."""
+
+
+@dataclass
+class TrainConfig:
+    """Train a policy offline, then fine-tune it online."""
+
+    algo: Algo = "cal_ql"
+    """Algorithm: sac, cql (conservative), cal_ql (conservative, calibrated by the data's returns)."""
+    env: str = "Hopper-v5"
+    """Gymnasium environment id."""
+    dataset: Path | None = None
+    """HDF5 file in D4RL's layout. Needed unless offline_steps is 0 and the algorithm is sac."""
+    bonus: BonusConfig = field(default_factory=BonusConfig)
+    offline_steps: int = 250_000
+    """Gradient updates on the dataset before the first environment step."""
+    online_steps: int = 250_000
+    """Environment steps of fine-tuning."""
+    seed: int = 0
+    """Seed of every random stream of this run."""
+    out: Path | None = None
+    """Run folder; it must not hold a run yet. Default: runs/<env>-<algo>-<bonus>-seed<seed>."""
+
+    batch_size: int = 256
+    """Transitions in an update."""
+    offline_fraction: float | None = None
+    """Share of each online batch that comes from the dataset. None: drawn uniformly from dataset and online buffer
+    taken together."""
+    updates_per_step: int = 1
+    """Gradient updates per environment step in the online phase."""
+    learning_starts: int = 0
+    """Online steps before the first online update."""
+    random_steps: int = 0
+    """Online steps whose actions are drawn uniformly instead of from the policy."""
+    online_buffer: int = 1_000_000
+    """Capacity of the online buffer, in transitions."""
+
+    discount: float = 0.99
+    """gamma."""
+    target_rate: float = 0.005
+    """tau: targets move by this share of the way at each update."""
+    policy_lr: float = 1e-4
+    """Adam's rate for the policy and its entropy temperature."""
+    critic_lr: float = 3e-4
+    """Adam's rate for the critics and cql's multiplier."""
+    target_entropy: float | None = None
+    """Entropy that the temperature aims at. None: minus the number of action dimensions."""
+    entropy_backup: bool = False
+    """Subtract temperature * log pi from the bootstrap value."""
+    behaviour_cloning_steps: int = 0
+    """First updates in which the policy maximises the data's likelihood instead of Q."""
+    reward_scale: float = 1.0
+    """The learner sees reward_scale * reward + reward_bias (antmaze: 10 and -5)."""
+    reward_bias: float = 0.0
+    """See reward_scale."""
+    normalize_observations: bool = False
+    """Standardise observations by the dataset's mean and spread (at least 1e-3)."""
+    net: NetworkConfig = field(default_factory=NetworkConfig)
+    cql: CqlConfig = field(default_factory=CqlConfig)
+
+    eval_every: int = 10_000
+    """Steps between evaluations; the untrained policy and each phase's end are evaluated as well."""
+    eval_episodes: int = 10
+    """Episodes of one evaluation."""
+    log_every: int = 1000
+    """Steps between rows of train.csv, which hold means since the row before."""
+    checkpoint_seconds: float = 15.0
+    """A checkpoint is written at the latest after this many seconds; its timing never changes a result."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ... or auto: the first CUDA device if there is one."""
+    threads: int | None = None
+    """torch's CPU threads. None: one per core. Results are reproducible bit for bit for an equal number only."""
+
+
+def preset(algo: str, env: str) -> TrainConfig:
+    """Defaults for an algorithm on an environment's family, with their sources.
+
+    cql and cal_ql on MuJoCo: the constants of WSRL's public offline-to-online configuration (two hidden layers of
+    256, alpha 5, no Lagrange multiplier, max-target backup, 250k updates offline). On AntMaze: those of CORL. sac:
+    Stable-Baselines3's constants.
+    """
+    family = env.split("-")[0].lower()
+    config = TrainConfig(algo=typing.cast(Algo, algo), env=env)
+    config.bonus.k = PAPER_NEIGHBOURS.get(family, 12)
+    if algo == "sac":
+        config.offline_steps = 0
+        config.online_steps = 1_000_000
+        config.policy_lr = 3e-4
+        config.entropy_backup = True
+        config.learning_starts = config.random_steps = 5000
+    if algo == "cal_ql":
+        config.offline_fraction = 0.5
+    if family == "antmaze" and algo != "sac":
+        config.offline_steps = config.online_steps = 1_000_000
+        config.reward_scale, config.reward_bias = 10.0, -5.0
+        config.net = NetworkConfig((256,) * 3, (256,) * 5, orthogonal_init=True)
+        config.cql.lagrange, config.cql.clip_difference = True, -200.0
+        config.eval_every, config.eval_episodes = 50_000, 100
+    return config
+
+
+def validate(config: TrainConfig) -> None:
+    """Raise ConfigError, naming the option, where a value or a combination cannot work."""
+    for name in ("offline_steps", "online_steps", "learning_starts", "random_steps", "behaviour_cloning_steps", "seed"):
+        _require(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
+    for name in ("batch_size", "updates_per_step", "online_buffer", "eval_every", "eval_episodes", "log_every"):
+        _require(getattr(config, name) >= 1, name, getattr(config, name), "1 or more")
+    _require(config.offline_steps + config.online_steps > 0, "offline_steps and online_steps", "0 and 0", "a step to do")
+    _require(0.0 <= config.discount < 1.0, "discount", config.discount, "0 <= discount < 1")
+    _require(0.0 < config.target_rate <= 1.0, "target_rate", config.target_rate, "0 < target_rate <= 1")
+    for name in ("policy_lr", "critic_lr", "checkpoint_seconds"):
+        _require(getattr(config, name) > 0.0, name, getattr(config, name), "more than 0")
+    fraction = config.offline_fraction
+    _require(fraction is None or 0.0 <= fraction <= 1.0, "offline_fraction", fraction, "between 0 and 1")
+    for name in ("policy_hidden", "critic_hidden"):
+        widths = getattr(config.net, name)
+        _require(len(widths) > 0 and min(widths) > 0, f"net.{name}", widths, "one or more positive widths")
+    _require(config.cql.actions >= 1, "cql.actions", config.cql.actions, "1 or more")
+    _require(config.cql.temperature > 0.0, "cql.temperature", config.cql.temperature, "more than 0")
+    _require(config.threads is None or config.threads >= 1, "threads", config.threads, "1 or more")
+    needs_data = config.offline_steps > 0 or config.algo != "sac"
+    if needs_data and config.dataset is None:
+        raise ConfigError(
+            f"dataset: got none, but algo {config.algo} with {config.offline_steps} offline steps learns from one; "
+            "pass --dataset FILE (HDF5 in D4RL's layout; `qcse collect` makes one), or --algo sac --offline-steps 0"
+        )
+    _validate_bonus(config)
+
+
+def _validate_bonus(config: TrainConfig) -> None:
+    bonus = config.bonus
+    _require(1 <= bonus.k <= 128, "bonus.k", bonus.k, "1 to 128")
+    _require(0.0 <= bonus.decay < 1.0, "bonus.decay", bonus.decay, "0 <= decay < 1")
+    _require(bonus.offset > 0.0, "bonus.offset", bonus.offset, "more than 0")
+    _require(bonus.reference_size >= 1, "bonus.reference_size", bonus.reference_size, "1 or more")
+    _require(bonus.statistics_horizon >= 1, "bonus.statistics_horizon", bonus.statistics_horizon, "1 or more")
+    if bonus.kind == "none":
+        return
+    if bonus.when == "store" and bonus.references == "batch":
+        raise ConfigError(
+            "bonus.when: got 'store' with bonus.references 'batch', but a transition that is stored has no batch; "
+            "expected references 'sample' or 'buffer', or --bonus.when sample"
+        )
+    if bonus.when == "store" and bonus.transitions == "all":
+        raise ConfigError(
+            "bonus.transitions: got 'all' with bonus.when 'store', but the dataset's transitions are never stored; "
+            "expected 'online', or --bonus.when sample"
+        )
+    if bonus.references != "batch" and bonus.transitions == "all":
+        raise ConfigError(
+            f"bonus.transitions: got 'all' with bonus.references {bonus.references!r}, which are online transitions "
+            "only; expected 'online', or --bonus.references batch"
+        )
+    if bonus.critic == "frozen" and config.offline_steps == 0:
+        raise ConfigError(
+            "bonus.critic: got 'frozen' with 0 offline steps, so there is no pre-trained critic to freeze; "
+            "expected 'online' or 'target'"
+        )
+    eligible = config.batch_size
+    if bonus.references == "sample":
+        eligible = bonus.reference_size
+    elif bonus.references == "buffer":
+        eligible = config.online_buffer
+    elif bonus.transitions == "online" and config.offline_fraction is not None:
+        eligible -= round(config.offline_fraction * config.batch_size)
+    if bonus.k > eligible - 1:
+        raise ConfigError(
+            f"bonus.k: got {bonus.k}, but only {eligible} transitions are candidates (a transition is not its own "
+            f"neighbour), so k can be at most {eligible - 1}; use a smaller --bonus.k, a larger --batch-size, or "
+            "--bonus.references sample"
+        )
+
+
+def _require(ok: bool, name: str, got: object, expected: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name}: got {got}, expected {expected}")
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """A dataclass tree as JSON-ready nested dicts."""
+
+    def plain(value: object) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, tuple):
+            return [plain(v) for v in value]
+        return value
+
+    return plain(config)
+
+
+def from_dict(data: dict[str, Any]) -> TrainConfig:
+    """The inverse of `to_dict` for a TrainConfig; unknown or missing names raise ConfigError."""
+    return _build(TrainConfig, data, "")
+
+
+def _build(cls: type, data: dict[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}
+    if names != set(data):
+        odd = sorted(prefix + name for name in names ^ set(data))
+        raise ConfigError(f"configuration: the options {odd} are missing or unknown; was it saved by another version?")
+    values = {}
+    for name, value in data.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            values[name] = _build(typing.cast(type, hint), value, f"{prefix}{name}.")
+        elif value is not None and _admits(hint, Path):
+            values[name] = Path(value)
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+        else:
+            values[name] = value
+    return cls(**values)
+
+
+def _admits(hint: object, cls: type) -> bool:
+    return hint is cls or (isinstance(hint, types.UnionType) and cls in typing.get_args(hint))
+
+
+def differences(stored: TrainConfig, asked: TrainConfig) -> list[tuple[str, object, object]]:
+    """(option, stored value, asked value) for every option in which two configurations differ."""
+
+    def flat(data: dict[str, Any], prefix: str = "") -> dict[str, object]:
+        out: dict[str, object] = {}
+        for name, value in data.items():
+            if isinstance(value, dict):
+                out.update(flat(value, f"{prefix}{name}."))
+            else:
+                out[prefix + name] = value
+        return out
+
+    a, b = flat(to_dict(stored)), flat(to_dict(asked))
+    return [(name, a[name], b[name]) for name in a if a[name] != b[name]]

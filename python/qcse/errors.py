@@ -1,0 +1,17 @@
+"""Errors that a user can act on; the command line prints their message alone, without a traceback."""
+
+
+class QcseError(ValueError):
+    """Something the user asked for cannot be done. The message says what was got, what was expected, what to do."""
+
+
+class ConfigError(QcseError):
+    """A configuration value, or a combination of them, is not valid."""
+
+
+class CheckpointError(QcseError):
+    """A run folder or checkpoint cannot be used."""
+
+
+class NonFiniteLossError(QcseError):
+    """A loss became NaN or infinite; the batch it happened on has been saved."""

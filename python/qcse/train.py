@@ -1,0 +1,513 @@
+"""The training loop: offline updates, then online fine-tuning, with evaluation, logs and checkpoints.
+
+A step is one gradient update offline and one environment step (followed by `updates_per_step` updates) online;
+steps count on from one phase into the other. All state changes between two loop iterations are in the checkpoint,
+so a run that is stopped anywhere continues as if it had not been.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import checkpoint
+from .agents import AGENTS
+from .agents.sac import SAC
+from .buffer import NO_RETURN, Batch, ReplayBuffer
+from .config import TrainConfig, differences, from_dict, to_dict, validate
+from .datasets import Transitions, load_d4rl, monte_carlo_returns, normalized_score
+from .envs import EpisodeRecorder, EvalResult, Evaluator, check_compatible, make_env, task_for
+from .errors import CheckpointError, ConfigError, NonFiniteLossError
+from .log import RunLog, machine_facts, write_json
+from .reward import DIAGNOSTICS, IntrinsicReward
+from .streams import Streams
+
+EVALUATION_SEED = 1_000_000  # evaluation episode i starts from this + 1000 * seed + i, at every evaluation
+
+
+def resolve_device(name: str) -> torch.device:
+    """'auto' -> the first CUDA device if there is one, else the CPU; ConfigError where a device is not usable."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: got {name!r}, which cannot be used here ({reason}); expected auto, cpu or cuda") from None
+    return device
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks instead of returning them to the system.
+
+    An update allocates and frees the same megabytes again and again; by default glibc maps each anew, and the page
+    faults cost a third of a small CQL update. Elsewhere than on glibc this does nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h's names; glibc allows 32 MiB for the last
+        for option, megabytes in ((trim_threshold, 2000), (top_pad, 64), (mmap_threshold, 32)):
+            mallopt(option, megabytes << 20)
+
+
+class Trainer:
+    """One run: everything that its configuration names, built; `run()` trains to the end.
+
+    Args:
+        config: the run's options, validated here.
+        out: the run folder, created if need be.
+        state: a checkpoint to continue from.
+        wrap_env: applied to each training environment, for example to record what happens in it.
+        stop_at_return: end the run after an evaluation with at least this mean return.
+        quiet: no progress bar and no lines.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        state: dict[str, Any] | None = None,
+        wrap_env: Callable[[gym.Env], gym.Env] = lambda env: env,
+        stop_at_return: float | None = None,
+        quiet: bool = False,
+    ) -> None:
+        validate(config)
+        keep_freed_memory()
+        self.config, self.out, self.quiet = config, out, quiet
+        self.stop_at_return = stop_at_return
+        self.device = resolve_device(config.device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.task = task_for(config.env)
+        self.seeds = [config.seed]
+        self.envs = [EpisodeRecorder(wrap_env(make_env(config.env))) for _ in self.seeds]
+        self.data = load_d4rl(config.dataset, progress=not quiet) if config.dataset is not None else None
+        if self.data is not None:
+            check_compatible(self.envs[0].env, self.data)
+        observation_space, action_space = self.envs[0].env.observation_space, self.envs[0].env.action_space
+        self.state_dim, self.action_dim = observation_space.shape[0], action_space.shape[0]
+
+        self.streams = Streams(self.seeds, self.device)
+        self.agent: SAC = AGENTS[config.algo](self.state_dim, self.action_dim, config, self.streams)
+        self.reward = IntrinsicReward(config.bonus, self.state_dim, len(self.seeds), config.reward_scale, self.device)
+        self.mean, self.spread = self._observation_scale()
+        dataset = None if self.data is None else self._dataset_columns(self.data)
+        capacity = min(config.online_buffer, max(config.online_steps, 1))
+        self.buffer = ReplayBuffer(dataset, len(self.seeds), capacity, self.state_dim, self.action_dim, self.device)
+        self.fingerprint = "" if self.data is None else self.data.fingerprint()
+        self.data_facts = {} if self.data is None else {"path": str(self.data.path), "rows": len(self.data)}
+        self.data = None  # the buffer holds it now
+
+        self.step = 0
+        self.total_steps = config.offline_steps + config.online_steps
+        self.evaluated_at = -1
+        self.wall_before = 0.0
+        self.metric_sums: dict[str, Tensor] = {}
+        self.metric_count = 0
+        self.logged_at = 0
+        # Slots and learner's rewards of each seed's current episode, for Monte-Carlo returns.
+        self.episode_slots: list[list[int]] = [[] for _ in self.seeds]
+        self.episode_rewards: list[list[float]] = [[] for _ in self.seeds]
+        self.last_return = [float("nan")] * len(self.seeds)
+        self.last_length = [float("nan")] * len(self.seeds)
+        self.evaluator: Evaluator | None = None
+        self.last_score = float("nan")
+        self._interrupted = False
+        self._log_rows: dict[str, int] | None = None
+        if state is not None:
+            self._load(state)
+
+    # ---- building
+
+    def _observation_scale(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.config.normalize_observations and self.data is not None:
+            observations = self.data.observations
+            return observations.mean(0), observations.std(0) + 1e-3
+        return np.zeros(self.state_dim, np.float32), np.ones(self.state_dim, np.float32)
+
+    def _normalized(self, observations: np.ndarray) -> np.ndarray:
+        return ((observations - self.mean) / self.spread).astype(np.float32)
+
+    def _dataset_columns(self, data: Transitions) -> dict[str, Tensor]:
+        config = self.config
+        rewards = (data.rewards * config.reward_scale + config.reward_bias).astype(np.float32)
+        returns = np.full(len(data), NO_RETURN, np.float32)
+        if config.algo == "cal_ql":
+            returns = self._monte_carlo_returns(rewards, data.episode_end, data.bootstrap)
+        columns = {
+            "observations": self._normalized(data.observations),
+            "actions": np.clip(data.actions, -1.0, 1.0),
+            "rewards": rewards,
+            "next_observations": self._normalized(data.next_observations),
+            "bootstrap": data.bootstrap,
+            "returns": returns,
+            "bonus": np.zeros(len(data), np.float32),
+        }
+        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in columns.items()}
+
+    def _monte_carlo_returns(self, rewards: np.ndarray, end: np.ndarray, bootstrap: np.ndarray) -> np.ndarray:
+        # With a negative bias (antmaze: 10 r - 5) an episode that never saw a reward would go on paying the bias.
+        bias = self.config.reward_bias
+        return monte_carlo_returns(rewards, end, bootstrap, self.config.discount, bias if bias < 0 else None)
+
+    # ---- the loop
+
+    @property
+    def phase(self) -> str:
+        return "offline" if self.step <= self.config.offline_steps and self.config.offline_steps > 0 else "online"
+
+    def run(self) -> None:
+        """Train until the last step; on Ctrl-C or SIGTERM save, say how to resume, and exit with code 130."""
+        if self.finished:
+            return
+        config = self.config
+        self.out.mkdir(parents=True, exist_ok=True)
+        resumed = self._log_rows is not None
+        if not resumed:
+            write_json(self.out / "config.json", to_dict(config))
+        facts = machine_facts() | {"device": str(self.device), "data": self.data_facts}
+        write_json(self.out / "machine.json", facts)
+        self.log = RunLog(self.out, resume_rows=self._log_rows)
+        self.started = self.saved_at = time.monotonic()
+        self.speed_mark = (time.monotonic(), self.step)
+        with self._interruptible(), self._progress() as bar:
+            if not resumed:
+                self._save()
+                self._evaluate(bar)
+                if config.offline_steps == 0:
+                    self.reward.start_online(self.agent)
+                self._save()
+            while not self.finished:
+                if self.step < config.offline_steps:
+                    self._update()
+                else:
+                    self._online_step()
+                self.step += 1
+                bar.update(1)
+                self._boundary(bar)
+        self.log.close()
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total_steps
+
+    def _boundary(self, bar: tqdm) -> None:
+        """What happens between two steps: the phase's end, logs, evaluation, checkpoint."""
+        config, step = self.config, self.step
+        phase_end = step == config.offline_steps
+        if phase_end:
+            self.reward.start_online(self.agent)
+        if step % config.log_every == 0 or phase_end or self.finished:
+            self._log_metrics()
+        evaluate = step % config.eval_every == 0 or phase_end or self.finished
+        if evaluate:
+            self._evaluate(bar)
+        if evaluate or self._interrupted or time.monotonic() - self.saved_at >= config.checkpoint_seconds:
+            self._save()
+        if self._interrupted and not self.finished:
+            bar.close()
+            print(f"stopped at step {step}; continue with: qcse train --resume {self.out}", file=sys.stderr)
+            raise SystemExit(130)
+
+    def _online_step(self) -> None:
+        config = self.config
+        taken = self.step - config.offline_steps
+        if taken == 0:
+            for env, generator in zip(self.envs, self.streams.generators("environment"), strict=True):
+                env.reset(int(torch.randint(2**31 - 1, (1,), generator=generator)))
+        observations = np.stack([env.observation for env in self.envs])
+        if taken < config.random_steps:
+            actions = self.streams.uniform("exploration", (self.action_dim,), -1.0, 1.0)
+        else:
+            noise = self.streams.normal("exploration", (1, self.action_dim))
+            states = torch.from_numpy(self._normalized(observations)).to(self.device)
+            actions = self.agent.act(states.unsqueeze(1), noise).squeeze(1)
+        self._environment_step(observations, actions.cpu().numpy())
+        if self.buffer.size >= max(config.learning_starts, 1):
+            for _ in range(config.updates_per_step):
+                self._update()
+
+    def _environment_step(self, observations: np.ndarray, actions: np.ndarray) -> None:
+        config = self.config
+        results = [env.step(action) for env, action in zip(self.envs, actions, strict=True)]
+        next_observations = np.stack([r[0] for r in results])
+        rewards = np.array([r[1] for r in results], np.float32) * config.reward_scale + config.reward_bias
+        terminated = np.array([r[2] for r in results])
+        unknown = torch.full((len(self.envs),), NO_RETURN)
+        slot = self.buffer.add(
+            observations=torch.from_numpy(self._normalized(observations)),
+            actions=torch.from_numpy(actions),
+            rewards=torch.from_numpy(rewards.astype(np.float32)),
+            next_observations=torch.from_numpy(self._normalized(next_observations)),
+            bootstrap=torch.from_numpy(1.0 - terminated.astype(np.float32)),
+            returns=unknown,
+            bonus=torch.zeros(len(self.envs)),
+        )
+        if self.reward.active and config.bonus.when == "store":
+            index = torch.full((len(self.envs), 1), self.buffer.dataset_size + slot, device=self.device)
+            bonus = self.reward.of_stored(index, self.agent, self.buffer, self.streams)
+            self.buffer.online["bonus"][:, slot] = bonus.squeeze(1)
+        for s, (env, (_, _, done, cut)) in enumerate(zip(self.envs, results, strict=True)):
+            self.episode_slots[s].append(slot)
+            self.episode_rewards[s].append(float(rewards[s]))
+            if done or cut:
+                self._episode_end(s, terminal=done)
+                env.reset()
+
+    def _episode_end(self, s: int, terminal: bool) -> None:
+        config, calibration = self.config, self.config.cql.calibration_online
+        slots, rewards = self.episode_slots[s], np.array(self.episode_rewards[s], np.float32)
+        self.last_return[s], self.last_length[s] = self.envs[s].episode_return, float(len(slots))
+        self.episode_slots[s], self.episode_rewards[s] = [], []
+        if config.algo != "cal_ql" or calibration == "off":
+            return
+        kept = min(len(slots), self.buffer.capacity)  # a longer episode has overwritten its own beginning
+        index = torch.tensor(slots[-kept:], device=self.device)
+        end, bootstrap = np.zeros(len(rewards), bool), np.ones(len(rewards), np.float32)
+        end[-1], bootstrap[-1] = True, float(not terminal)
+        if calibration == "return_with_bonus" and self.reward.active:
+            rows = (index + self.buffer.dataset_size).expand(len(self.seeds), kept)
+            if config.bonus.when == "store":
+                bonus = self.buffer.gather(rows).bonus
+            else:
+                bonus = self.reward.of_stored(rows, self.agent, self.buffer, self.streams, learn=False)
+            rewards[-kept:] += self.reward.weight * bonus[s].cpu().numpy()
+        returns = self._monte_carlo_returns(rewards, end, bootstrap)[-kept:]
+        self.buffer.online["returns"][s, index] = torch.from_numpy(returns).to(self.device)
+
+    def _update(self) -> None:
+        config = self.config
+        batch = self.buffer.sample(self.streams, config.batch_size, config.offline_fraction)
+        metrics: dict[str, Tensor] = {}
+        if self.reward.active and (self.reward.online or config.bonus.transitions == "all"):
+            metrics |= self.reward.add_to(batch, self.agent, self.buffer, self.streams)
+        noise = self.agent.draw_noise(self.streams, config.batch_size)
+        metrics |= self.agent.update(batch, noise)
+        if self.metric_sums:
+            for name, value in metrics.items():
+                self.metric_sums[name] = self.metric_sums[name] + value
+        else:
+            self.metric_sums = metrics
+        self.metric_count += 1
+        if self.device.type == "cpu":  # on a GPU this would wait for the device; there it is checked when logging
+            self._check_finite(metrics, batch, noise)
+        else:
+            self._last_batch = (batch, noise)
+
+    def _check_finite(self, metrics: dict[str, Tensor], batch: Batch, noise: dict[str, Tensor]) -> None:
+        losses = {name: value for name, value in metrics.items() if name.startswith("loss/")}
+        if bool(torch.isfinite(torch.stack(list(losses.values()))).all()):
+            return
+        path = self.out / "nonfinite_batch.pt"
+        values = {name: value.tolist() for name, value in losses.items()}
+        arrays = {"batch": batch.state_dict(), "noise": {name: value.cpu() for name, value in noise.items()}}
+        checkpoint.save(path, arrays | {"step": self.step, "losses": values})
+        bad = ", ".join(f"{name} = {value}" for name, value in values.items())
+        raise NonFiniteLossError(
+            f"step {self.step} ({self.phase}): a loss is not finite ({bad}); expected finite losses. The batch is in "
+            f"{path}, the last good state in {self.out / checkpoint.NAME}. Try smaller learning rates "
+            "(--critic-lr, --policy-lr), a smaller --reward-scale, or look at the dataset's rewards"
+        )
+
+    # ---- logs and evaluation
+
+    def _wall(self) -> float:
+        return self.wall_before + time.monotonic() - self.started
+
+    def _log_metrics(self) -> None:
+        now = time.monotonic()
+        seconds, steps = now - self.speed_mark[0], self.step - self.speed_mark[1]
+        self.speed_mark = (now, self.step)
+        row: dict[str, Any] = {"step": self.step, "phase": self.phase, "updates": self.agent.updates}
+        row["steps_per_second"] = steps / seconds if seconds > 0 else float("nan")
+        row["train/return"], row["train/length"] = self.last_return[0], self.last_length[0]
+        if self.metric_count > 0 and self.device.type != "cpu":
+            self._check_finite(self.metric_sums, *self._last_batch)
+        for name in self._metric_names():
+            total = self.metric_sums.get(name)
+            row[name] = float("nan") if total is None else float(total[0]) / self.metric_count
+        self.metric_sums, self.metric_count = {}, 0
+        self.log.write("train", row)
+
+    def _metric_names(self) -> Iterator[str]:
+        """The columns of train.csv are the same in both phases: the bonus's are there from the start."""
+        if self.reward.active:
+            yield from DIAGNOSTICS
+        yield from (name for name in self.metric_sums if name not in DIAGNOSTICS)
+
+    def _evaluate(self, bar: tqdm) -> None:
+        if self.evaluated_at == self.step:
+            return
+        if self.evaluator is None:
+            self.evaluator = Evaluator(self.config.env, self.config.eval_episodes)
+        result = self.evaluate(self.evaluator, EVALUATION_SEED + 1000 * self.config.seed)
+        mean = float(result.returns.mean())
+        score = float(normalized_score(self.task.family, mean))
+        self.evaluated_at, self.last_score = self.step, mean if np.isnan(score) else score
+        row = {
+            "step": self.step,
+            "phase": self.phase,
+            "return_mean": mean,
+            "return_std": float(result.returns.std()),
+            "normalized_score": score,
+            "episode_length": float(result.lengths.mean()),
+            "wall_seconds": round(self._wall(), 3),
+        }
+        self.log.write("eval", row)
+        bar.set_postfix(score=f"{self.last_score:.1f}")
+        if bar.disable and not self.quiet:
+            print(f"step {self.step:>8} {self.phase:>7}  return {mean:9.1f}  score {score:6.1f}  {self._wall():7.1f} s")
+        if self.stop_at_return is not None and mean >= self.stop_at_return:
+            self.total_steps = self.step
+
+    def evaluate(self, evaluator: Evaluator, seed: int) -> EvalResult:
+        """Episodes of the deterministic policy; a pure function of its weights and the first episode's seed."""
+
+        def policy(observations: np.ndarray) -> Tensor:
+            states = torch.from_numpy(self._normalized(observations)).to(self.device)
+            return self.agent.act(states.unsqueeze(0)).squeeze(0)
+
+        return evaluator.evaluate(policy, seed)
+
+    @contextmanager
+    def _progress(self) -> Iterator[tqdm]:
+        hide = True if self.quiet else None  # None: shown on a terminal only
+        with tqdm(total=self.total_steps, initial=self.step, unit="step", disable=hide, desc=self.out.name) as bar:
+            yield bar
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM ends the run at the next step boundary, a second one at once."""
+
+        def stop(number: int, frame: object) -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+
+        handled = (signal.SIGINT, signal.SIGTERM)
+        try:
+            before = {number: signal.signal(number, stop) for number in handled}
+        except ValueError:  # not the main thread: signals are the caller's
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # ---- state
+
+    def _save(self) -> None:
+        self.saved_at = time.monotonic()
+        checkpoint.save(
+            self.out / checkpoint.NAME,
+            {
+                "config": json.dumps(to_dict(self.config)),
+                "step": self.step,
+                "agent": self.agent.state_dict(),
+                "reward": self.reward.state_dict(),
+                "buffer": self.buffer.state_dict(),
+                "streams": self.streams.state_dict(),
+                "environments": [env.state_dict() for env in self.envs],
+                "episodes": {
+                    "slots": self.episode_slots,
+                    "rewards": self.episode_rewards,
+                    "last_return": self.last_return,
+                    "last_length": self.last_length,
+                },
+                "metrics": {"sums": self.metric_sums, "count": self.metric_count},
+                "log_rows": self.log.state(),
+                "evaluated_at": self.evaluated_at,
+                "total_steps": self.total_steps,
+                "wall_seconds": self._wall(),
+                "threads": torch.get_num_threads(),
+                "dataset": self.fingerprint,
+            },
+        )
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if state["dataset"] != self.fingerprint:
+            raise CheckpointError(
+                f"dataset: {self.config.dataset} has changed since this run started (fingerprint {self.fingerprint!r}, "
+                f"the checkpoint has {state['dataset']!r}); restore the file, or start a new run with another --out"
+            )
+        if state["threads"] != torch.get_num_threads():
+            print(
+                f"warning: this run used {state['threads']} CPU threads so far and continues with "
+                f"{torch.get_num_threads()}; sums are taken in another order, so results will not be bit for bit the "
+                f"same. Set --threads when starting a run to fix their number.",
+                file=sys.stderr,
+            )
+        self.step, self.evaluated_at = state["step"], state["evaluated_at"]
+        self.total_steps, self.wall_before = state["total_steps"], state["wall_seconds"]
+        self.agent.load_state_dict(state["agent"])
+        self.reward.load_state_dict(state["reward"], self.agent)
+        self.buffer.load_state_dict(state["buffer"])
+        self.streams.load_state_dict(state["streams"])
+        episodes = state["episodes"]
+        self.episode_slots, self.episode_rewards = episodes["slots"], episodes["rewards"]
+        self.last_return, self.last_length = episodes["last_return"], episodes["last_length"]
+        self.metric_sums, self.metric_count = state["metrics"]["sums"], state["metrics"]["count"]
+        self._log_rows = state["log_rows"]
+        if not self.finished:
+            for env, env_state in zip(self.envs, state["environments"], strict=True):
+                env.load_state_dict(env_state)
+
+
+def prepare_out(config: TrainConfig) -> Path:
+    """The run folder of a new run; ConfigError where it cannot be made or holds a run already."""
+    bonus = config.bonus.kind
+    out = config.out or Path("runs") / f"{config.env}-{config.algo}-{bonus}-seed{config.seed}"
+    if (out / "config.json").exists() or (out / checkpoint.NAME).exists():
+        raise ConfigError(
+            f"out: {out} already holds a run; continue it with `qcse train --resume {out}`, or name another --out"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        culprit = next((p for p in (out, *out.parents) if p.exists() and not p.is_dir()), out)
+        raise ConfigError(f"out: {out} cannot be a folder, because {culprit} is a file; name another --out") from None
+    except OSError as error:
+        raise ConfigError(f"out: {out} cannot be created ({error.strerror}); name another --out") from None
+    return out
+
+
+def stored_config(out: Path) -> TrainConfig:
+    """The configuration of an existing run folder."""
+    path = out / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{out} is not a run folder: {path} does not exist; expected the --out of a qcse run")
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); restore it from checkpoint.pt or start anew") from None
+
+
+def load_run(out: Path, quiet: bool = True) -> Trainer:
+    """The trainer of an existing run folder, at its checkpoint."""
+    return Trainer(stored_config(out), out, checkpoint.load(out / checkpoint.NAME), quiet=quiet)
+
+
+def refuse_contradictions(stored: TrainConfig, asked: TrainConfig, out: Path) -> None:
+    """ConfigError where a resumed run was asked for something else than what it was started with."""
+    changed = [d for d in differences(stored, asked) if d[0] != "out"]
+    if asked.out is not None and stored.out != asked.out and asked.out.resolve() != out.resolve():
+        changed.append(("out", str(out), str(asked.out)))
+    if changed:
+        listing = "; ".join(f"{name}: the run has {a!r}, the command line says {b!r}" for name, a, b in changed)
+        raise ConfigError(f"--resume {out} contradicts the stored configuration: {listing}. Leave these flags out, or start a new run")

@@ -1,0 +1,79 @@
+"""Inputs of the loss comparison: configurations, weights, a batch and the noise, all from seeded float64 numbers.
+
+Both sides use them: `record_corl_vectors.py`, which runs CORL's own update, and `test_losses.py`, which runs ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+STATE_DIM, ACTION_DIM, BATCH, ACTIONS = 5, 3, 16, 4
+POLICY_HIDDEN = (256, 256, 256)  # CORL's policy has no other
+CRITIC_HIDDEN = (256, 256)
+LOG_TEMPERATURE, LOG_MULTIPLIER = -0.3, 0.4
+
+
+@dataclass(frozen=True)
+class Case:
+    algo: str
+    alpha: float = 5.0
+    lagrange: bool = False
+    max_target_backup: bool = True
+    importance_sampling: bool = True
+    clip_difference: float | None = None
+    entropy_backup: bool = False
+    temperature: float = 1.0
+
+
+CASES = {
+    # CORL has no plain SAC: its CQL with a conservative weight of zero is one.
+    "sac": Case("sac", alpha=0.0, max_target_backup=False, entropy_backup=True),
+    "cql": Case("cql"),
+    "cql_single_backup": Case("cql", max_target_backup=False, entropy_backup=True),
+    "cql_no_importance_sampling": Case("cql", importance_sampling=False, temperature=0.7),
+    "cql_lagrange_clipped": Case("cql", lagrange=True, clip_difference=5.5),
+    "cal_ql": Case("cal_ql"),
+    "cal_ql_lagrange_clipped": Case("cal_ql", lagrange=True, clip_difference=5.5),
+}
+
+
+def network(rng: np.random.Generator, sizes: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(weight [in, out], bias [out]) of each layer."""
+    layers = []
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        layers.append((rng.standard_normal((fan_in, fan_out)) * math.sqrt(2.0 / fan_in), rng.standard_normal(fan_out) * 0.1))
+    return layers
+
+
+def weights() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    rng = np.random.default_rng(1)
+    q = [STATE_DIM + ACTION_DIM, *CRITIC_HIDDEN, 1]
+    nets = {"policy": network(rng, [STATE_DIM, *POLICY_HIDDEN, 2 * ACTION_DIM])}
+    return nets | {name: network(rng, q) for name in ("critic1", "critic2", "target1", "target2")}
+
+
+def batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(2)
+    return {
+        "observations": rng.standard_normal((BATCH, STATE_DIM)),
+        "actions": rng.uniform(-0.95, 0.95, (BATCH, ACTION_DIM)),
+        "rewards": rng.standard_normal(BATCH),
+        "next_observations": rng.standard_normal((BATCH, STATE_DIM)),
+        "bootstrap": (rng.uniform(size=BATCH) > 0.3).astype(np.float64),
+        "returns": rng.standard_normal(BATCH),  # about the size of Q, so that the bound binds on some rows only
+    }
+
+
+def noise(case: Case) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    backup = ACTIONS if case.max_target_backup else 1
+    return {
+        "policy": rng.standard_normal((BATCH, 1, ACTION_DIM)),
+        "backup": rng.standard_normal((BATCH, backup, ACTION_DIM)),
+        "random": rng.uniform(-1.0, 1.0, (BATCH, ACTIONS, ACTION_DIM)),
+        "current": rng.standard_normal((BATCH, ACTIONS, ACTION_DIM)),
+        "next": rng.standard_normal((BATCH, ACTIONS, ACTION_DIM)),
+    }

@@ -1,0 +1,118 @@
+"""SAC, CQL and Cal-QL losses and gradients against CORL's own, recorded by `record_corl_vectors.py`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import loss_cases
+import numpy as np
+import pytest
+import torch
+from qcse.agents import AGENTS
+from qcse.agents.sac import SAC
+from qcse.buffer import Batch
+from qcse.config import NetworkConfig, preset
+from qcse.nets import tanh_gaussian_log_prob, tanh_gaussian_sample
+from qcse.streams import Streams
+
+VECTORS = json.loads((Path(__file__).parent / "corl_vectors.json").read_text())["cases"]
+RELATIVE = 1e-6
+
+
+def build(case: loss_cases.Case, seeds: int) -> SAC:
+    config = preset(case.algo, "Hopper-v5")
+    config.net = NetworkConfig(loss_cases.POLICY_HIDDEN, loss_cases.CRITIC_HIDDEN)
+    config.entropy_backup = case.entropy_backup
+    config.cql.alpha, config.cql.actions, config.cql.temperature = case.alpha, loss_cases.ACTIONS, case.temperature
+    config.cql.lagrange, config.cql.max_target_backup = case.lagrange, case.max_target_backup
+    config.cql.importance_sampling, config.cql.clip_difference = case.importance_sampling, case.clip_difference
+    agent = AGENTS[case.algo](loss_cases.STATE_DIM, loss_cases.ACTION_DIM, config, Streams(list(range(seeds))))
+    weights = loss_cases.weights()
+    nets = {"policy": agent.policy.net, "critic": agent.critics.net, "target": agent.targets.net}
+    for module in agent.modules().values():
+        module.double()
+    for prefix, net in nets.items():
+        members = [weights[name] for name in weights if name.startswith(prefix)]
+        for layer in range(len(net.weights)):
+            weight = torch.from_numpy(np.stack([m[layer][0] for m in members] * seeds))
+            bias = torch.from_numpy(np.stack([m[layer][1][None] for m in members] * seeds))
+            assert net.weights[layer].shape == weight.shape and net.biases[layer].shape == bias.shape
+            net.weights[layer].data, net.biases[layer].data = weight, bias
+    values = {"log_temperature": loss_cases.LOG_TEMPERATURE, "log_multiplier": loss_cases.LOG_MULTIPLIER}
+    for name, parameter in agent.multipliers().items():
+        parameter.data = torch.full((seeds,), values[name], dtype=torch.float64)
+    return agent
+
+
+def tensors(arrays: dict[str, np.ndarray], seeds: int) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.stack([value] * seeds)) for name, value in arrays.items()}
+
+
+def gradient_norms(agent: SAC, seed: int) -> dict[str, float]:
+    """By the names of the recording."""
+    norms = {}
+    for index, (weight, bias) in enumerate(zip(agent.policy.net.weights, agent.policy.net.biases, strict=True)):
+        norms[f"policy.weight{index}"] = weight.grad[seed].norm()
+        norms[f"policy.bias{index}"] = bias.grad[seed].norm()
+    norms["policy.log_std_multiplier"] = agent.policy.log_std_multiplier.grad[seed].norm()
+    norms["policy.log_std_offset"] = agent.policy.log_std_offset.grad[seed].norm()
+    for member in range(2):
+        for index, (weight, bias) in enumerate(zip(agent.critics.net.weights, agent.critics.net.biases, strict=True)):
+            norms[f"critic{member + 1}.weight{index}"] = weight.grad[2 * seed + member].norm()
+            norms[f"critic{member + 1}.bias{index}"] = bias.grad[2 * seed + member].norm()
+    for name, parameter in agent.multipliers().items():
+        if parameter.grad is not None:
+            norms[name] = parameter.grad[seed].abs()
+    return {name: float(value) for name, value in norms.items()}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("name", loss_cases.CASES)
+def test_losses_and_gradients_equal_corl(name: str, seeds: int) -> None:
+    case, want = loss_cases.CASES[name], VECTORS[name]
+    agent = build(case, seeds)
+    columns = tensors(loss_cases.batch(), seeds)
+    index = torch.zeros(seeds, loss_cases.BATCH, dtype=torch.int64)
+    batch = Batch(**columns, bonus=torch.zeros_like(columns["rewards"]), index=index, online=index > 0)
+    losses = agent.losses(batch, tensors(loss_cases.noise(case), seeds))
+    (losses.policy + losses.critic + losses.multipliers).sum().backward()
+    for seed in range(seeds):
+        got = {"policy": losses.policy, "critic": losses.critic}
+        for loss, value in got.items():
+            assert value[seed].item() == pytest.approx(want["losses"][loss], rel=RELATIVE), loss
+        multipliers = want["losses"]["temperature"] + want["losses"]["multiplier"]
+        assert losses.multipliers[seed].item() == pytest.approx(multipliers, rel=RELATIVE)
+        norms = gradient_norms(agent, seed)
+        assert set(norms) == set(want["gradient_norms"])
+        assert norms == pytest.approx(want["gradient_norms"], rel=RELATIVE)
+
+
+def test_the_bound_binds_on_some_rows_only() -> None:
+    """Else the recorded Cal-QL case would not tell a bound from none."""
+    plain, bounded = VECTORS["cql"]["losses"]["critic"], VECTORS["cal_ql"]["losses"]["critic"]
+    assert bounded > plain * (1 + 1e-3)
+
+
+def test_an_unknown_return_bounds_nothing() -> None:
+    case = loss_cases.CASES["cal_ql"]
+    columns = tensors(loss_cases.batch(), 1)
+    columns["returns"] = torch.full_like(columns["returns"], float("-inf"))
+    index = torch.zeros(1, loss_cases.BATCH, dtype=torch.int64)
+    batch = Batch(**columns, bonus=torch.zeros_like(columns["rewards"]), index=index, online=index > 0)
+    losses = build(case, 1).losses(batch, tensors(loss_cases.noise(case), 1))
+    assert losses.critic.item() == pytest.approx(VECTORS["cql"]["losses"]["critic"], rel=RELATIVE)
+    assert float(losses.metrics["cal_ql/bound_share"]) == 0.0
+
+
+def test_log_densities_equal_torch_distributions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Small enough that tanh stays clear of 1, where torch's density, which inverts it, loses its digits.
+    mean, log_std = (0.3 * torch.randn(2, 7, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    noise = torch.randn(2, 7, 5, 3, generator=generator, dtype=torch.float64)
+    actions, log_prob = tanh_gaussian_sample(mean, log_std, noise)
+    base = torch.distributions.Normal(mean.unsqueeze(-2), log_std.exp().unsqueeze(-2))
+    law = torch.distributions.TransformedDistribution(base, torch.distributions.TanhTransform())
+    assert torch.allclose(log_prob, law.log_prob(actions).sum(-1), rtol=1e-6, atol=1e-6)
+    single = tanh_gaussian_log_prob(mean, log_std, actions[:, :, 0])
+    assert torch.allclose(single, log_prob[:, :, 0], rtol=1e-6, atol=1e-6)
