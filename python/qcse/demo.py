@@ -84,7 +84,7 @@ def demo(args: DemoArgs) -> int:
 
 
 def _command(args: DemoArgs, out: Path, bonus: str, seed: int) -> list[str]:
-    command = [sys.executable, "-m", "qcse", "train"]
+    command = [sys.executable, "-P", "-m", "qcse", "train"]  # -P: the installed package, not the folder we stand in
     if (out / "config.json").exists():
         return [*command, "--resume", str(out)]
     options = OPTIONS | {

@@ -22,7 +22,6 @@ from .streams import Streams
 
 SATURATED = 0.95  # |squash(h)| beyond which the bonus hardly distinguishes states
 _COMPUTED = ("bonus/saturated", "bonus/zero_radius", "bonus/neighbour_share", "bonus/covered")
-DIAGNOSTICS = ("bonus/mean", "bonus/std", *_COMPUTED, "bonus/weight")
 
 
 class RunningMoments:

@@ -32,7 +32,7 @@ from .datasets import Transitions, load_d4rl, monte_carlo_returns, normalized_sc
 from .envs import EpisodeRecorder, EvalResult, Evaluator, check_compatible, make_env, task_for
 from .errors import CheckpointError, ConfigError, NonFiniteLossError
 from .log import RunLog, machine_facts, write_json
-from .reward import DIAGNOSTICS, IntrinsicReward
+from .reward import IntrinsicReward
 from .streams import Streams
 
 EVALUATION_SEED = 1_000_000  # evaluation episode i starts from this + 1000 * seed + i, at every evaluation
@@ -337,17 +337,9 @@ class Trainer:
         row["train/return"], row["train/length"] = self.last_return[0], self.last_length[0]
         if self.metric_count > 0 and self.device.type != "cpu":
             self._check_finite(self.metric_sums, *self._last_batch)
-        for name in self._metric_names():
-            total = self.metric_sums.get(name)
-            row[name] = float("nan") if total is None else float(total[0]) / self.metric_count
+        row |= {name: float(total[0]) / self.metric_count for name, total in self.metric_sums.items()}
         self.metric_sums, self.metric_count = {}, 0
         self.log.write("train", row)
-
-    def _metric_names(self) -> Iterator[str]:
-        """The columns of train.csv are the same in both phases: the bonus's are there from the start."""
-        if self.reward.active:
-            yield from DIAGNOSTICS
-        yield from (name for name in self.metric_sums if name not in DIAGNOSTICS)
 
     def _evaluate(self, bar: tqdm) -> None:
         if self.evaluated_at == self.step:
