@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+
 from qcse import envs
 from qcse.datasets import Transitions, load_d4rl
 from qcse.envs import EnvError, EpisodeRecorder, Evaluator, check_compatible, evaluate, make_env, task_for

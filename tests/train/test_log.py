@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from qcse import log as log_module
 from qcse.errors import QcseError
 from qcse.log import EVAL_COLUMNS, CsvLog, LogError, RunLog, machine_facts, write_json

@@ -1,0 +1,672 @@
+"""Compare runs: a table, learning curves with intervals, the bonus's diagnostics, and one page that holds it all."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from .datasets import REFERENCE_SCORES, task_family
+from .errors import QcseError
+from .files import atomic_path
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers; grey is left to what has no bonus.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#8C564B")
+BASELINE_COLOUR = "#6B7280"
+
+# Options in which runs may differ and still be repetitions of one experiment.
+REPETITION = frozenset({"seed", "out", "device", "threads", "checkpoint_seconds", "log_every"})
+
+DIAGNOSTICS = {
+    "bonus/mean": "mean of the bonus",
+    "bonus/std": "spread of the bonus",
+    "bonus/saturated": "share of saturated bonuses",
+    "bonus/zero_radius": "share of zero radii",
+    "bonus/neighbour_share": "mean count / N (1: Q conditions nothing)",
+}
+
+BOOTSTRAP_SAMPLES = 2000
+
+
+class ReportError(QcseError):
+    """A folder cannot be reported on, or the report cannot be written."""
+
+
+@dataclass(eq=False)
+class Run:
+    """One run folder, read.
+
+    `steps`, `values`, `spread` and `online` are [T], one entry per evaluation: step (updates offline, then environment
+    steps on top of them), mean and standard deviation over the episodes, and whether it belongs to the online phase.
+    `values` and `spread` are normalised scores where `unit` says so, returns otherwise.
+    """
+
+    path: Path
+    config: dict[str, Any]  # flat: "bonus.kind"
+    machine: dict[str, Any]
+    unit: str
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    online: NDArray[np.bool_]
+    wall_seconds: float
+    train: dict[str, NDArray[np.float64]]
+
+    @property
+    def env(self) -> str:
+        return str(self.config["env"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @property
+    def offline_steps(self) -> int:
+        return int(self.config["offline_steps"])
+
+    @property
+    def total_steps(self) -> int:
+        return self.offline_steps + int(self.config["online_steps"])
+
+    @property
+    def finished(self) -> bool:
+        return int(self.steps[-1]) >= self.total_steps
+
+    @property
+    def offline_end(self) -> float:
+        """Value at the end of the offline phase, NaN where there was none."""
+        offline = self.values[~self.online]
+        return float(offline[-1]) if len(offline) else math.nan
+
+    @property
+    def last(self) -> float:
+        return float(self.values[-1])
+
+    @property
+    def best(self) -> float:
+        """Best evaluation of the online phase, or of all where nothing was online."""
+        return float((self.values[self.online] if self.online.any() else self.values).max())
+
+    @property
+    def area(self) -> float:
+        """Area under the online curve over its length: the mean value while learning online (trapezoid rule).
+
+        The curve starts at the end of the offline phase. NaN where it has fewer than two points.
+        """
+        first = int(np.argmax(self.online)) if self.online.any() else len(self.steps)
+        start = max(0, first - 1)
+        steps, values = self.steps[start:].astype(np.float64), self.values[start:]
+        if first == len(self.steps) or len(steps) < 2:
+            return math.nan
+        return float(((values[1:] + values[:-1]) / 2.0 * np.diff(steps)).sum() / (steps[-1] - steps[0]))
+
+    @property
+    def last_error(self) -> float:
+        """Standard error of `last` over the episodes of its evaluation, NaN where their number is not known."""
+        return float(self.errors[-1])
+
+    @property
+    def errors(self) -> NDArray[np.float64]:
+        """Standard error of each evaluation, [T]."""
+        episodes = self.config.get("eval_episodes")
+        return (
+            self.spread / math.sqrt(episodes) if isinstance(episodes, int) and episodes > 1 else self.spread * math.nan
+        )
+
+
+@dataclass(eq=False)
+class Group:
+    """Runs of one experiment that differ in nothing but seed and machine."""
+
+    label: str
+    colour: str
+    runs: list[Run]
+
+    @property
+    def env(self) -> str:
+        return self.runs[0].env
+
+    def shared(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Steps [T] at which every run was evaluated, and the values there [runs, T]."""
+        steps = self.runs[0].steps
+        for run in self.runs[1:]:
+            steps = np.intersect1d(steps, run.steps)
+        return steps, np.stack([run.values[np.searchsorted(run.steps, steps)] for run in self.runs])
+
+
+def stratified_bootstrap(
+    strata: Sequence[NDArray[np.float64]],
+    statistic: Callable[[NDArray[np.float64]], Any] = lambda values: values.mean(axis=0),
+    level: float = 0.95,
+    samples: int = BOOTSTRAP_SAMPLES,
+    seed: int = 0,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Percentile interval of a statistic over runs, drawn anew with replacement within each stratum (arXiv 2108.13264).
+
+    Args:
+        strata: one array [runs, ...] per task; trailing dimensions are equal.
+        statistic: [all runs, ...] -> any shape; the mean over runs by default.
+        level: coverage.
+        samples: bootstrap samples.
+        seed: of their generator, so that a report is the same each time.
+
+    Returns:
+        Lower and upper bound, shaped as the statistic.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [
+        np.asarray(statistic(np.concatenate([values[rng.integers(0, len(values), len(values))] for values in strata])))
+        for _ in range(samples)
+    ]
+    low, high = np.quantile(np.stack(drawn), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
+
+
+# Reading.
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder: config.json and eval.csv must be there, train.csv and machine.json may be.
+
+    Raises:
+        ReportError: the folder is not a run, or holds no evaluation yet; it is named.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file() or not (path / "eval.csv").is_file():
+        missing = "config.json" if not (path / "config.json").is_file() else "eval.csv"
+        what = f"it has no {missing}" if path.is_dir() else "there is no such folder"
+        raise ReportError(f"report: {path} is not a run folder: {what}; expected one made by `qcse train`")
+    config = _flat(_json(path / "config.json"))
+    missing_keys = [
+        k for k in ("algo", "env", "bonus.kind", "seed", "offline_steps", "online_steps") if k not in config
+    ]
+    if missing_keys:
+        raise ReportError(f"report: {path}: config.json has no {', '.join(missing_keys)}; expected one by `qcse train`")
+    rows = _csv(path / "eval.csv")
+    if not rows:
+        raise ReportError(f"report: {path} holds no evaluation yet; let the run go on (`qcse train --resume {path}`)")
+    try:
+        # Sorted and unique: a curve is a function of the step.
+        by_step = {int(row["step"]): row for row in rows}
+        steps = sorted(by_step)
+        columns = {
+            name: np.array([_number(by_step[step][name]) for step in steps])
+            for name in ("return_mean", "return_std", "normalized_score", "wall_seconds")
+        }
+        online = np.array([by_step[step]["phase"] == "online" for step in steps])
+    except (KeyError, ValueError, TypeError) as error:
+        raise ReportError(f"report: {path}: eval.csv cannot be read ({error!r}); was it edited?") from error
+    reference = REFERENCE_SCORES.get(task_family(str(config["env"])))
+    values, spread, unit = columns["return_mean"], columns["return_std"], "return"
+    if reference is not None and np.isfinite(columns["normalized_score"]).all():
+        values, unit = columns["normalized_score"], "normalised score"
+        spread = spread * 100.0 / (reference[1] - reference[0])
+    train: dict[str, NDArray[np.float64]] = {}
+    if (path / "train.csv").is_file():
+        table = _csv(path / "train.csv")
+        for name in ("step", *DIAGNOSTICS):
+            if table and name in table[0]:
+                try:
+                    train[name] = np.array([_number(row[name]) for row in table])
+                except (ValueError, TypeError) as error:
+                    raise ReportError(f"report: {path}: train.csv cannot be read ({error}); was it edited?") from error
+    machine = _json(path / "machine.json") if (path / "machine.json").is_file() else {}
+    return Run(
+        path=path,
+        config=config,
+        machine=machine,
+        unit=unit,
+        steps=np.array(steps, np.int64),
+        values=values,
+        spread=spread,
+        online=online,
+        wall_seconds=float(columns["wall_seconds"][-1]),
+        train=train,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReportError(f"report: {path} cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise ReportError(f"report: {path} holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def _csv(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _number(text: str) -> float:
+    return float(text) if text != "" else math.nan
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, item in value.items():
+        out.update(_flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {prefix + name: item})
+    return out
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Group runs by environment, algorithm and bonus, and by every other option in which they differ but for the seed.
+
+    Where one method was run with several settings, each label names those that differ: averages never mix them.
+    """
+    methods: dict[tuple[str, str, str], dict[str, list[Run]]] = {}
+    for run in runs:
+        method = (run.env, str(run.config["algo"]), str(run.config["bonus.kind"]))
+        methods.setdefault(method, {}).setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
+    labelled: list[tuple[str, bool, list[Run]]] = []
+    for (_, algo, bonus), variants in sorted(
+        methods.items(), key=lambda item: (item[0][:2], item[0][2] != "none", item[0])
+    ):
+        settings = [_settings(members[0]) for members in variants.values()]
+        names = sorted({name for s in settings for name in s})
+        differing = [name for name in names if len({json.dumps(s.get(name)) for s in settings}) > 1]
+        for members, own in zip(variants.values(), settings, strict=True):
+            label = algo if bonus == "none" else f"{algo} + {bonus}"
+            if differing:
+                label += f" ({', '.join(f'{name}={own.get(name)}' for name in differing)})"
+            labelled.append((label, bonus == "none", sorted(members, key=lambda run: run.seed)))
+    # A label has one colour in every picture; the first one without a bonus is the grey baseline.
+    colours: dict[str, str] = {}
+    for label, plain, _ in labelled:
+        if label not in colours:
+            grey = plain and BASELINE_COLOUR not in colours.values()
+            coloured = sum(colour != BASELINE_COLOUR for colour in colours.values())
+            colours[label] = BASELINE_COLOUR if grey else COLOURS[coloured % len(COLOURS)]
+    return [Group(label, colours[label], members) for label, _, members in labelled]
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The options that make the experiment. A dataset counts by its file's name, wherever it lies."""
+    kept = {name: value for name, value in run.config.items() if name not in REPETITION}
+    if kept.get("dataset"):
+        kept["dataset"] = Path(str(kept["dataset"])).name
+    if run.config["bonus.kind"] == "none":  # options of a bonus that is not there
+        kept = {name: value for name, value in kept.items() if not name.startswith("bonus.")}
+    return kept
+
+
+# The table.
+
+COLUMNS = ("environment", "method", "seeds", "offline end", "last", "best", "area", "minutes")
+
+
+def table_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
+    """One row per group, in the order of COLUMNS: means over seeds, with 95 % intervals where there are several."""
+    rows = []
+    for group in groups:
+        runs = group.runs
+        seeds = ", ".join(str(run.seed) + ("" if run.finished else "*") for run in runs)
+        error = runs[0].last_error if len(runs) == 1 else math.nan
+        minutes = np.mean([run.wall_seconds for run in runs]) / 60.0
+        rows.append(
+            (
+                group.env,
+                group.label,
+                seeds,
+                _spell([run.offline_end for run in runs]),
+                _spell([run.last for run in runs], error),
+                _spell([run.best for run in runs]),
+                _spell([run.area for run in runs]),
+                f"{minutes:.1f}",
+            )
+        )
+    return rows
+
+
+def _spell(values: Sequence[float], error: float = math.nan) -> str:
+    known = np.array([value for value in values if not math.isnan(value)])
+    if len(known) == 0:
+        return "-"
+    text = f"{known.mean():.1f}"
+    if len(known) > 1:
+        low, high = stratified_bootstrap([known])
+        return f"{text} [{low:.1f}, {high:.1f}]"
+    return text if math.isnan(error) else f"{text} ± {error:.1f}"
+
+
+def _notes(groups: Sequence[Group]) -> list[str]:
+    """What a reader must know to read the table right; only what applies to these runs."""
+    runs = [run for group in groups for run in group.runs]
+    units = {run.env: run.unit for run in runs}
+    notes = []
+    if "normalised score" in units.values():
+        notes.append("Normalised score: 100 (R - random) / (expert - random) with D4RL's constants.")
+    plain = [env for env, unit in units.items() if unit == "return"]
+    if plain:
+        notes.append(f"{', '.join(plain)}: no reference score, so undiscounted returns.")
+    notes.append(
+        "Offline end: the last evaluation before the first online step. Last: the last one of all. Best: the best of "
+        "the online phase. Area: mean along the online curve from the offline end on (trapezoid)."
+    )
+    if any(len(group.runs) > 1 for group in groups):
+        notes.append(
+            f"[low, high]: 95 % bootstrap interval over seeds ({BOOTSTRAP_SAMPLES} samples); with fewer than five "
+            "seeds it is too narrow."
+        )
+    if any(len(group.runs) == 1 for group in groups):
+        notes.append("± and bands of a single run: standard error over an evaluation's episodes, not over seeds.")
+    for group in groups:
+        repeated = sorted({run.seed for run in group.runs if sum(r.seed == run.seed for r in group.runs) > 1})
+        if repeated:
+            notes.append(
+                f"{group.label}: seed {', '.join(map(str, repeated))} is there more than once; it is no new sample."
+            )
+    for run in runs:
+        if not run.finished:
+            notes.append(
+                f"* {run.path.name}: evaluated up to step {run.steps[-1]:,} of {run.total_steps:,}, not finished."
+            )
+    return notes
+
+
+def _text_table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in (COLUMNS, *rows)) for i in range(len(COLUMNS))]
+
+    def line(cells: Sequence[str]) -> str:
+        left = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
+        return "  ".join(left + right).rstrip()
+
+    return "\n".join([line(COLUMNS), "  ".join("-" * width for width in widths), *(line(row) for row in rows)])
+
+
+# The pictures.
+
+
+def _style(axes: Axes, xlabel: str, ylabel: str, ticks: int) -> None:
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(True, color="#E5E7EB", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#9CA3AF")
+    axes.tick_params(colors="#4B5563", labelsize=9)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=(1, 2, 5, 10)))
+
+
+def draw_curves(groups: Sequence[Group]) -> Figure:
+    """Learning curves, one panel per environment: mean over seeds, 95 % band, single seeds as thin lines."""
+    names = list(dict.fromkeys(group.env for group in groups))
+    columns = min(2, len(names))
+    lines = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(8.6 if columns == 1 else 13.2, 4.6 * lines), layout="constrained", dpi=150)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, env in zip(panels, names, strict=False):
+        members = [group for group in groups if group.env == env]
+        unit = members[0].runs[0].unit
+        for group in members:
+            steps, values = group.shared()
+            if len(group.runs) > 1:
+                for run in group.runs:
+                    axes.plot(run.steps, run.values, color=group.colour, linewidth=0.8, alpha=0.35)
+                if len(steps):
+                    low, high = stratified_bootstrap([values])
+            else:
+                error = group.runs[0].errors
+                low, high = values[0] - error, values[0] + error
+            if len(steps):
+                axes.fill_between(steps, low, high, color=group.colour, alpha=0.18, linewidth=0)
+                seeds = f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else ""
+                axes.plot(steps, values.mean(axis=0), color=group.colour, linewidth=2.0, label=group.label + seeds)
+        _style(axes, "updates offline, then environment steps", unit, ticks=9)
+        axes.set_title(env, loc="left", fontsize=12, fontweight="bold", color="#111827", pad=20)
+        _mark_phases(axes, [run for group in members for run in group.runs])
+        axes.legend(frameon=False, fontsize=9, loc="best")
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def _mark_phases(axes: Axes, runs: Sequence[Run]) -> None:
+    """Shade the offline phase, where all runs of a panel have the same and an online one follows."""
+    offline = {run.offline_steps for run in runs}
+    if len(offline) != 1 or 0 in offline or not any(run.online.any() for run in runs):
+        return
+    border = offline.pop()
+    end = max(int(run.steps[-1]) for run in runs)
+    axes.set_xlim(0, end * 1.015)
+    axes.axvspan(0, border, color="#F3F4F6", zorder=0)
+    axes.axvline(border, color="#9CA3AF", linewidth=1.0, linestyle=(0, (4, 3)))
+    for x, text in ((border / 2, "offline"), ((border + end) / 2, "online")):
+        axes.annotate(
+            text,
+            (x, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            color="#6B7280",
+        )
+
+
+def draw_bonus(groups: Sequence[Group]) -> Figure | None:
+    """The bonus's diagnostics of one environment's groups over time; None where no run has any."""
+    shown = [
+        name
+        for name in DIAGNOSTICS
+        if any(np.isfinite(run.train[name]).any() for group in groups for run in group.runs if name in run.train)
+    ]
+    if not shown:
+        return None
+    columns = min(3, len(shown))
+    lines = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(4.4 * columns, 3.1 * lines), layout="constrained", dpi=150)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    handles: dict[str, Any] = {}
+    for axes, name in zip(panels, shown, strict=False):
+        for group in groups:
+            for run in group.runs:
+                known = np.isfinite(run.train[name]) if name in run.train else np.zeros(0, np.bool_)
+                if known.any():
+                    steps, values = run.train["step"][known], run.train[name][known]
+                    # A line through a single point would not be seen.
+                    marker = "o" if len(steps) == 1 else ""
+                    (handles[group.label],) = axes.plot(
+                        steps, values, color=group.colour, linewidth=1.4, alpha=0.85, marker=marker, label=group.label
+                    )
+        _style(axes, "step", "", ticks=5)
+        axes.set_title(DIAGNOSTICS[name], loc="left", fontsize=10, color="#111827")
+        if name not in ("bonus/mean", "bonus/std"):
+            axes.set_ylim(-0.03, 1.03)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    title = f"{groups[0].env}: one line per run"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color="#111827")
+    figure.legend(handles.values(), handles.keys(), loc="upper right", frameon=False, fontsize=9, ncols=len(handles))
+    return figure
+
+
+# The page.
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.55 system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; color: #1f2937; background: #f9fafb;
+       margin: 0; }
+main { max-width: 1080px; margin: 0 auto; padding: 40px 28px 64px; background: #fff; }
+h1 { font-size: 28px; margin: 0 0 4px; color: #111827; }
+h2 { font-size: 19px; margin: 40px 0 10px; color: #111827; border-bottom: 1px solid #e5e7eb; padding-bottom: 6px; }
+p.lead { margin: 0; color: #6b7280; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 14.5px; font-variant-numeric: tabular-nums; }
+th, td { padding: 8px 10px; border-bottom: 1px solid #e5e7eb; text-align: left; vertical-align: top; }
+th { color: #6b7280; font-weight: 600; white-space: nowrap; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+td.value { overflow-wrap: anywhere; }
+.swatch { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 8px; }
+img { max-width: 100%; height: auto; display: block; margin: 8px auto; }
+ul.notes { color: #6b7280; font-size: 13.5px; padding-left: 18px; }
+details { margin: 8px 0; border: 1px solid #e5e7eb; border-radius: 8px; padding: 8px 14px; }
+summary { cursor: pointer; font-weight: 600; }
+""".strip()
+
+
+def _html(groups: Sequence[Group], rows: Sequence[Sequence[str]], pictures: Sequence[tuple[str, str, Path]]) -> str:
+    runs = [run for group in groups for run in group.runs]
+    envs = list(dict.fromkeys(run.env for run in runs))
+    count = f"{len(runs)} run{'s' if len(runs) != 1 else ''}"
+    parts = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>qcse: {escape(', '.join(envs))}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>",
+        f"<h1>Offline-to-online runs</h1>\n<p class='lead'>{count} on {escape(', '.join(envs))}</p>",
+        "<h2>Results</h2>\n<div class='wide'><table>\n<tr>"
+        + "".join(f"<th{_numeric(i)}>{escape(name)}</th>" for i, name in enumerate(COLUMNS))
+        + "</tr>",
+    ]
+    for group, row in zip(groups, rows, strict=True):
+        swatch = f"<span class='swatch' style='background:{group.colour}'></span>"
+        cells = [f"<td{_numeric(i)}>{swatch if i == 1 else ''}{escape(cell)}</td>" for i, cell in enumerate(row)]
+        parts.append(f"<tr>{''.join(cells)}</tr>")
+    parts.append("</table></div>\n<ul class='notes'>")
+    parts += [f"<li>{escape(note)}</li>" for note in _notes(groups)]
+    parts.append("</ul>")
+    for heading, alternative, path in pictures:
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        parts.append(f"<h2>{escape(heading)}</h2>")
+        parts.append(f"<img alt='{escape(alternative, quote=True)}' src='data:image/png;base64,{data}'>")
+    parts.append("<h2>Data</h2>")
+    parts.append(_pairs(_data_facts(runs)))
+    parts.append("<h2>Machine and versions</h2>")
+    parts += _folded(
+        [(run.path.name, {k: v for k, v in run.machine.items() if k != "data"}) for run in runs],
+        "machine.json is missing",
+    )
+    parts.append("<h2>Configuration</h2>")
+    parts.append(_configurations(groups))
+    parts.append("</main>\n</body>\n</html>\n")
+    return "\n".join(parts)
+
+
+def _numeric(column: int) -> str:
+    return " class='number'" if column >= 3 else ""
+
+
+def _plain_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_plain_text(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain_text, value)) or "none"
+    return "not set" if value is None else str(value)
+
+
+def _pairs(facts: dict[str, Any]) -> str:
+    lines = [
+        f"<tr><td>{escape(str(name))}</td><td class='value'>{escape(_plain_text(value))}</td></tr>"
+        for name, value in facts.items()
+    ]
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _configurations(groups: Sequence[Group]) -> str:
+    """Every option, one column a group; first those in which groups differ, the rest folded away."""
+    names = [name for name in dict.fromkeys(n for g in groups for n in g.runs[0].config) if name not in ("seed", "out")]
+
+    def cell(group: Group, name: str) -> str:
+        return " / ".join(dict.fromkeys(_plain_text(run.config.get(name)) for run in group.runs))
+
+    def table(chosen: Sequence[str]) -> str:
+        heads = "".join(f"<th>{escape(group.env)}<br>{escape(group.label)}</th>" for group in groups)
+        lines = [
+            f"<tr><td>{escape(name)}</td>"
+            + "".join(f"<td class='value'>{escape(cell(group, name))}</td>" for group in groups)
+            + "</tr>"
+            for name in chosen
+        ]
+        return f"<div class='wide'><table>\n<tr><th>option</th>{heads}</tr>\n" + "\n".join(lines) + "\n</table></div>"
+
+    differing = [name for name in names if len({cell(group, name) for group in groups}) > 1]
+    common = [name for name in names if name not in differing]
+    parts = [table(differing)] if differing else []
+    if common:
+        summary = f"{len(common)} options that are equal in all" if len(groups) > 1 else f"all {len(common)} options"
+        parts.append(f"<details><summary>{summary}</summary>\n{table(common)}\n</details>")
+    return "\n".join(parts)
+
+
+def _data_facts(runs: Sequence[Run]) -> dict[str, Any]:
+    """Dataset file -> what its runs noted down about it."""
+    facts: dict[str, Any] = {}
+    for run in runs:
+        dataset = run.config.get("dataset")
+        noted = run.machine.get("data")
+        facts[str(dataset) if dataset else "no dataset"] = noted if noted else "no details were kept"
+    return facts
+
+
+def _folded(tables: Sequence[tuple[str, dict[str, Any]]], absent: str) -> list[str]:
+    """Tables that fold away; runs with equal ones share them."""
+    shared: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for name, facts in tables:
+        shared.setdefault(json.dumps(facts, sort_keys=True), (facts, []))[1].append(name)
+    opened = " open" if len(shared) == 1 else ""
+    out = []
+    for facts, names in shared.values():
+        body = _pairs(facts) if facts else f"<p>{escape(absent)}</p>"
+        out.append(f"<details{opened}><summary>{escape(', '.join(names))}</summary>\n{body}\n</details>")
+    return out
+
+
+def report(dirs: Sequence[Path], out: Path) -> str:
+    """Write report.html, curves.png and, where a bonus was used, bonus-<environment>.png into `out`.
+
+    Args:
+        dirs: run folders; one named twice counts once.
+        out: folder for the report; made if missing, files of an earlier report are replaced.
+
+    Returns:
+        The table as text, with its notes and the paths of what was written.
+
+    Raises:
+        ReportError: no folders, a folder that is not a run (it is named), or an `out` that cannot be written.
+    """
+    if not dirs:
+        raise ReportError("report: got no run folders, expected at least one made by `qcse train`")
+    unique = {Path(path).resolve(): Path(path) for path in dirs}
+    groups = group_runs([read_run(path) for path in unique.values()])
+    rows = table_rows(groups)
+    out = Path(out)
+    pictures: list[tuple[str, str, Path]] = []
+    try:
+        pictures.append(("Learning curves", _text_table(rows), _save(draw_curves(groups), out / "curves.png")))
+        for env in dict.fromkeys(group.env for group in groups):
+            figure = draw_bonus([group for group in groups if group.env == env])
+            if figure is not None:
+                name = "".join(c if c.isalnum() or c in "-_." else "-" for c in env)
+                path = _save(figure, out / f"bonus-{name}.png")
+                pictures.append((f"The bonus, {env}", f"Diagnostics of the bonus in {env}", path))
+        page = out / "report.html"
+        with atomic_path(page) as temporary:
+            temporary.write_text(_html(groups, rows, pictures), encoding="utf-8")
+    except OSError as error:
+        raise ReportError(f"report: {out} cannot be written ({error}); choose another folder") from error
+    written = [page, *(path for _, _, path in pictures)]
+    return "\n".join([_text_table(rows), "", *_notes(groups), "", *(f"wrote {path}" for path in written)])
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", facecolor="white")
+    return path

@@ -1,0 +1,289 @@
+"""Reports: the figures of the table against hand-made curves, what is averaged with what, the page, the errors."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html.parser
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from qcse.datasets import REFERENCE_SCORES
+from qcse.log import EVAL_COLUMNS, RunLog
+from qcse.report import (
+    COLUMNS,
+    DIAGNOSTICS,
+    ReportError,
+    draw_bonus,
+    group_runs,
+    read_run,
+    report,
+    stratified_bootstrap,
+    table_rows,
+)
+
+
+def make_run(
+    path: Path,
+    curve: list[tuple[int, str, float]],
+    env: str = "Hopper-v5",
+    algo: str = "cal_ql",
+    bonus: str = "none",
+    seed: int = 0,
+    k: int = 10,
+    offline: int = 100,
+    online: int = 100,
+    diagnostics: bool = False,
+    **options: Any,
+) -> Path:
+    """A run folder as training writes it. `curve` has (step, phase, value), normalised where there is a reference."""
+    config = {
+        "algo": algo,
+        "env": env,
+        "bonus": {"kind": bonus, "k": k},
+        "seed": seed,
+        "dataset": "/some/where/hop.hdf5",
+    }
+    config |= {"offline_steps": offline, "online_steps": online, "eval_episodes": 4, "out": str(path)} | options
+    log = RunLog(path, tensorboard=False)
+    reference = REFERENCE_SCORES.get(env.split("-")[0].lower())
+    for step, phase, value in curve:
+        low, high = reference or (0.0, 100.0)
+        score = value if reference else math.nan
+        row = (step, phase, low + value / 100.0 * (high - low), 0.02 * (high - low), score, 55.0, 1.2 * step)
+        log.write("eval", dict(zip(EVAL_COLUMNS, row, strict=True)))
+    for step in range(20, 201, 20):
+        row = {"step": step, "phase": "online", "critic_loss": 1.0}
+        if diagnostics:
+            row |= {name: math.nan if step <= 100 else 0.3 + 0.001 * step for name in DIAGNOSTICS}
+        log.write("train", row)
+    log.close()
+    (path / "config.json").write_text(json.dumps(config))
+    facts = {"cpu": "A <fast> CPU", "cores": 2, "commit": "abc123", "data": {"path": "hop.hdf5", "rows": 150_000}}
+    (path / "machine.json").write_text(json.dumps(facts))
+    return path
+
+
+CURVE = [
+    (0, "offline", 1.0),
+    (50, "offline", 30.0),
+    (100, "offline", 20.0),
+    (150, "online", 60.0),
+    (200, "online", 40.0),
+]
+
+
+def test_the_figures_of_one_run(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "a", CURVE))
+    assert run.unit == "normalised score" and run.finished
+    np.testing.assert_allclose(run.values, [1, 30, 20, 60, 40])
+    assert (run.offline_end, run.last, run.best) == (20.0, 40.0, 60.0)
+    assert run.area == pytest.approx(((20 + 60) / 2 * 50 + (60 + 40) / 2 * 50) / 100)
+    assert run.last_error == pytest.approx(2.0 / math.sqrt(4))  # spread 2 points, 4 episodes
+    (row,) = table_rows(group_runs([run]))
+    assert row == ("Hopper-v5", "cal_ql", "0", "20.0", "40.0 ± 1.0", "60.0", "45.0", "4.0")
+
+
+def test_online_only_and_offline_only_runs(tmp_path: Path) -> None:
+    online = [(0, "online", 10.0), (50, "online", 20.0), (100, "online", 60.0)]
+    a = read_run(make_run(tmp_path / "a", online, algo="sac", offline=0, online=100))
+    assert math.isnan(a.offline_end) and a.area == pytest.approx((15 * 50 + 40 * 50) / 100) and a.best == 60.0
+    b = read_run(make_run(tmp_path / "b", CURVE[:3], offline=100, online=0))
+    assert b.offline_end == 20.0 and math.isnan(b.area) and b.best == 30.0 and b.finished
+    (_, _, _, offline, _, _, area, _), _ = table_rows(group_runs([a, b]))[::-1]
+    assert (offline, area) == ("-", "27.5")
+
+
+def test_returns_where_there_is_no_reference(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "a", CURVE, env="Pendulum-v1"))
+    assert run.unit == "return" and run.last == 40.0 and run.spread[0] == pytest.approx(2.0)
+    text = report([tmp_path / "a"], tmp_path / "out")
+    assert "Pendulum-v1: no reference score" in text and "Normalised score:" not in text
+
+
+def test_seeds_are_averaged_and_settings_are_not(tmp_path: Path) -> None:
+    dirs = []
+    for seed in range(3):
+        shifted = [(step, phase, value + 3.0 * seed) for step, phase, value in CURVE]
+        # A dataset elsewhere under the same name, another device: still the same experiment.
+        dirs.append(
+            make_run(tmp_path / f"n{seed}", shifted, seed=seed, dataset=f"/home/{seed}/hop.hdf5", device=f"d{seed}")
+        )
+        dirs.append(make_run(tmp_path / f"q{seed}", shifted, seed=seed, bonus="qcse"))
+    dirs.append(make_run(tmp_path / "k20", CURVE, bonus="qcse", k=20))
+    groups = group_runs([read_run(path) for path in dirs])
+    assert [(g.label, [r.seed for r in g.runs]) for g in groups] == [
+        ("cal_ql", [0, 1, 2]),
+        ("cal_ql + qcse (bonus.k=10)", [0, 1, 2]),
+        ("cal_ql + qcse (bonus.k=20)", [0]),
+    ]
+    assert len({g.colour for g in groups}) == 3
+    steps, values = groups[0].shared()
+    np.testing.assert_array_equal(steps, [0, 50, 100, 150, 200])
+    np.testing.assert_allclose(values.mean(axis=0), [4, 33, 23, 63, 43])
+    assert table_rows(groups)[0][4] == "43.0 [40.0, 46.0]"
+
+
+def test_a_seed_that_is_not_finished_is_marked_and_does_not_bend_the_mean(tmp_path: Path) -> None:
+    dirs = [make_run(tmp_path / "a", CURVE), make_run(tmp_path / "b", CURVE[:4], seed=1)]
+    (group,) = group_runs([read_run(path) for path in dirs])
+    np.testing.assert_array_equal(group.shared()[0], [0, 50, 100, 150])
+    text = report(dirs, tmp_path / "out")
+    assert "0, 1*" in text and "* b: evaluated up to step 150 of 200, not finished." in text
+
+
+def test_a_run_named_twice_counts_once_and_a_seed_twice_is_told(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", CURVE)
+    text = report([a, tmp_path / "x" / ".." / "a", a], tmp_path / "out")
+    assert "40.0 ± 1.0" in text and "more than once" not in text
+    copy = make_run(tmp_path / "b", CURVE)
+    assert "seed 0 is there more than once" in report([a, copy], tmp_path / "out")
+
+
+def test_bootstrap_against_the_normal_interval_and_by_strata() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(10.0, 2.0, size=(400, 3))
+    low, high = stratified_bootstrap([values])
+    half = 1.96 * values.std(axis=0) / math.sqrt(400)
+    np.testing.assert_allclose(low, values.mean(axis=0) - half, atol=0.04)
+    np.testing.assert_allclose(high, values.mean(axis=0) + half, atol=0.04)
+    np.testing.assert_array_equal(stratified_bootstrap([values])[0], low)
+    # Each stratum keeps its size: two constant ones leave nothing to chance, drawn together they would.
+    a, b = np.zeros(5), np.ones(5)
+    assert [float(bound) for bound in stratified_bootstrap([a, b])] == [0.5, 0.5]
+    low, high = stratified_bootstrap([np.concatenate([a, b])])
+    assert low < 0.35 and high > 0.65
+    low, high = stratified_bootstrap([rng.normal(size=50)], statistic=np.median, level=0.5)
+    assert low < high
+
+
+class Page(html.parser.HTMLParser):
+    """Open tags must close; images, links and text are collected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[bytes] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        assert not {"href", "srcset"} & set(given), "the page must need nothing but itself"
+        if tag == "img":
+            head, _, data = (given["src"] or "").partition(",")
+            assert head == "data:image/png;base64" and given["alt"]
+            self.images.append(base64.b64decode(data))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_whole_report(tmp_path: Path) -> None:
+    dirs = []
+    for env in ("Hopper-v5", "Ant-v5"):
+        for bonus in ("none", "qcse"):
+            for seed in range(2):
+                path = tmp_path / f"{env}-{bonus}-{seed}"
+                curve = [(step, phase, value + seed) for step, phase, value in CURVE]
+                dirs.append(make_run(path, curve, env, bonus=bonus, seed=seed, diagnostics=bonus == "qcse"))
+    out = tmp_path / "out"
+    text = report(dirs, out)
+    assert {path.name for path in out.iterdir()} == {
+        "report.html",
+        "curves.png",
+        "bonus-Hopper-v5.png",
+        "bonus-Ant-v5.png",
+    }
+    lines = text.splitlines()
+    assert all(name in lines[0] for name in COLUMNS) and lines[2].startswith("Ant-v5")
+    assert sum("cal_ql + qcse" in line for line in lines) == 2 and f"wrote {out / 'report.html'}" in text
+    page = Page()
+    page.feed((out / "report.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert page.images == [
+        (out / name).read_bytes() for name in ("curves.png", "bonus-Ant-v5.png", "bonus-Hopper-v5.png")
+    ]
+    for word in (
+        "20.5 [20.0, 21.0]",
+        "A <fast> CPU",
+        "abc123",
+        "rows: 150000",
+        "options that are equal in all",
+        "cal_ql + qcse",
+    ):
+        assert word in page.text, word
+    for name in ("curves.png", "bonus-Ant-v5.png"):
+        pixels = imread(out / name)
+        assert min(pixels.shape[:2]) > 400 and pixels[..., :3].std() > 0.03  # large enough, and not blank
+    # A second report replaces the first.
+    report(dirs[:1], out)
+    assert "cal_ql + qcse" not in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_bonus_is_drawn_only_where_there_is_one(tmp_path: Path) -> None:
+    plain = group_runs([read_run(make_run(tmp_path / "a", CURVE))])
+    assert draw_bonus(plain) is None
+    figure = draw_bonus(group_runs([read_run(make_run(tmp_path / "b", CURVE, bonus="qcse", diagnostics=True))]))
+    assert figure is not None
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles[: len(DIAGNOSTICS)] == list(DIAGNOSTICS.values())
+    (line,) = figure.axes[0].get_lines()
+    np.testing.assert_array_equal(line.get_xdata(), [120, 140, 160, 180, 200])  # offline there was none
+
+
+def test_folders_that_are_no_runs_are_named(tmp_path: Path) -> None:
+    good = make_run(tmp_path / "good", CURVE)
+    with pytest.raises(ReportError, match="got no run folders"):
+        report([], tmp_path / "out")
+    with pytest.raises(ReportError, match=r"absent is not a run folder: there is no such folder"):
+        report([good, tmp_path / "absent"], tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ReportError, match=r"empty is not a run folder: it has no config\.json"):
+        report([good, tmp_path / "empty"], tmp_path / "out")
+    early = make_run(tmp_path / "early", [])
+    with pytest.raises(ReportError, match=r"early holds no evaluation yet"):
+        report([early], tmp_path / "out")
+    with pytest.raises(ReportError, match=r"cannot be written"):
+        report([good], good / "eval.csv")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", r"config\.json cannot be read"),
+        ("config.json", "[]", r"holds a list, expected an object"),
+        ("config.json", '{"algo": "sac", "env": "Hopper-v5"}', r"config\.json has no bonus\.kind, seed, offline_steps"),
+        ("eval.csv", "step,phase\n1,online\n", r"eval\.csv cannot be read .*return_mean"),
+        ("eval.csv", ",".join(EVAL_COLUMNS) + "\n1,online\n", r"eval\.csv cannot be read"),
+        ("eval.csv", ",".join(EVAL_COLUMNS) + "\n1,online,x,0,0,0,0\n", r"eval\.csv cannot be read .*'x'"),
+        ("train.csv", "step,bonus/mean\n1,x\n", r"train\.csv cannot be read .*'x'"),
+    ],
+)
+def test_damaged_runs_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    path = make_run(tmp_path / "hurt", CURVE)
+    (path / name).write_text(content)
+    with pytest.raises(ReportError, match=message) as caught:
+        read_run(path)
+    assert "hurt" in str(caught.value)
+
+
+def test_a_run_without_extras_is_reported_all_the_same(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", CURVE)
+    (path / "machine.json").unlink()
+    (path / "train.csv").unlink()
+    report([path], tmp_path / "out")
+    assert "machine.json is missing" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    with open(path / "eval.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 5
