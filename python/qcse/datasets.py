@@ -275,16 +275,15 @@ def _read_float(source: h5py.Dataset, key: str, path: Path, bar: tqdm[Any]) -> N
 
 
 def _read_flag(source: h5py.Dataset, key: str, path: Path) -> NDArray[np.bool_]:
-    values = source[()].reshape(-1)
-    if values.dtype == np.bool_:
-        return values
+    values: NDArray[Any] = np.asarray(source[()]).reshape(-1)
     odd = (values != 0) & (values != 1)
     if odd.any():
         row = int(np.argmax(odd))
         raise DatasetError(
             f"dataset: {path}: {key} is {values[row]} in row {row}; expected flags: false or true, 0 or 1"
         )
-    return values.astype(np.bool_)
+    flags: NDArray[np.bool_] = values.astype(np.bool_)
+    return flags
 
 
 def _compress(array: NDArray[np.float32], kept: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -434,7 +433,7 @@ def monte_carlo_returns(
         raise ValueError("monte_carlo_returns: sparse_negative needs gamma < 1, as it counts for ever; got gamma = 1")
     ends = np.asarray(episode_end, np.bool_) | (np.asarray(bootstrap) == 0)
     out = np.empty(len(reward), np.float32)
-    stops = np.append(np.flatnonzero(ends[:-1]) + 1, len(reward)) if len(reward) else []
+    stops: list[int] = [*(np.flatnonzero(ends[:-1]) + 1).tolist(), len(reward)] if len(reward) else []
     start = 0
     for stop in stops:
         episode = reward[start:stop]

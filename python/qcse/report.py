@@ -311,7 +311,7 @@ COLUMNS = ("environment", "method", "seeds", "offline end", "last", "best", "are
 
 def table_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     """One row per group, in the order of COLUMNS: means over seeds, with 95 % intervals where there are several."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for group in groups:
         runs = group.runs
         seeds = ", ".join(str(run.seed) + ("" if run.finished else "*") for run in runs)
