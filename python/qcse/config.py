@@ -180,6 +180,8 @@ def preset(algo: str, env: str) -> TrainConfig:
     256, alpha 5, no Lagrange multiplier, max-target backup, 250k updates offline). On AntMaze: those of CORL. sac:
     Stable-Baselines3's constants.
     """
+    if algo not in typing.get_args(Algo):
+        raise ConfigError(f"algo: got {algo!r}, expected one of {', '.join(typing.get_args(Algo))}")
     family = env.split("-")[0].lower()
     config = TrainConfig(algo=typing.cast(Algo, algo), env=env)
     config.bonus.k = PAPER_NEIGHBOURS.get(family, 12)

@@ -64,10 +64,8 @@ class RunningMoments:
         return {"mean": self.mean, "variance": self.variance, "batches": self.batches}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        device = self.mean.device
-        self.mean, self.variance, self.batches = (
-            state[name].to(device) for name in ("mean", "variance", "batches")
-        )
+        for name in ("mean", "variance", "batches"):
+            getattr(self, name).copy_(state[name])
 
 
 class IntrinsicReward:

@@ -1,0 +1,138 @@
+"""A run that is killed and resumed equals, bit for bit, one that never stopped."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK, qcse_command
+from qcse import checkpoint
+
+
+def options(algo: str, env: str, data: Path, offline: int, online: int, out: Path) -> list[object]:
+    return [
+        "train", "--algo", algo, "--env", env, "--dataset", data, "--bonus", "qcse", "--offline-steps", offline,
+        "--online-steps", online, "--eval-every", 100, "--log-every", 10, "--checkpoint-seconds", 0.05, "--out", out,
+        *QUICK,
+    ]  # fmt: skip
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def results(out: Path) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if k != "wall_seconds"} for row in rows(out / "eval.csv")]
+
+
+def metrics(out: Path) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if k != "steps_per_second"} for row in rows(out / "train.csv")]
+
+
+def kill_after(step: int, out: Path, command: list[object]) -> None:
+    """SIGKILL as soon as train.csv has reached the step."""
+    process = subprocess.Popen(qcse_command(*command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        logged = rows(out / "train.csv")
+        if logged and logged[-1]["step"] and int(logged[-1]["step"]) >= step:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, f"ended by itself before step {step}: {errors.decode()}"
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a.nan_to_num(7.5), b.nan_to_num(7.5))
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return a == b or (a != a and b != b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algo", "env", "offline", "online"), [("cal_ql", "Hopper-v5", 300, 400), ("cql", "Ant-v5", 150, 200)]
+)
+def test_killed_and_resumed_equals_uninterrupted(
+    algo: str, env: str, offline: int, online: int, hopper_data: Path, ant_data: Path, tmp_path: Path, qcse
+) -> None:
+    data = hopper_data if env.startswith("Hopper") else ant_data
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    qcse(*options(algo, env, data, offline, online, whole), check=True)
+
+    rng = random.Random(f"{algo} {env}")
+    total = offline + online
+    points = [rng.randrange(20, offline - 20)]
+    points += sorted(rng.sample(range(offline + 20, total - 40), 2))
+    kill_after(points[0], broken, options(algo, env, data, offline, online, broken))
+    kill_after(points[1], broken, ["train", "--resume", broken])
+    kill_after(points[2], broken, ["train", "--resume", broken])
+    qcse("train", "--resume", broken, check=True)
+
+    assert results(broken) == results(whole)
+    assert [int(r["step"]) for r in results(whole)] == sorted({*range(0, total + 1, 100), offline, total})
+    assert metrics(broken) == metrics(whole)
+    a, b = (checkpoint.load(folder / checkpoint.NAME) for folder in (whole, broken))
+    for part in ("agent", "reward", "buffer", "streams", "episodes"):
+        assert equal(a[part], b[part]), part
+
+
+def test_resuming_a_finished_run_changes_nothing(hopper_data: Path, tmp_path: Path, qcse) -> None:
+    out = tmp_path / "run"
+    qcse(*options("cal_ql", "Hopper-v5", hopper_data, 20, 20, out), check=True)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert "complete" in qcse("train", "--resume", out, check=True).stdout
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_interrupt_saves_and_says_how_to_resume(hopper_data: Path, tmp_path: Path, qcse) -> None:
+    out = tmp_path / "run"
+    command = qcse_command(*options("cal_ql", "Hopper-v5", hopper_data, 100_000, 0, out))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not rows(out / "train.csv") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"qcse train --resume {out}" in errors and "Traceback" not in errors
+    assert checkpoint.load(out / checkpoint.NAME)["step"] > 0
+
+
+def test_changed_data_is_refused(hopper_data: Path, tmp_path: Path, qcse) -> None:
+    from conftest import record_random_policy
+
+    data, out = tmp_path / "data.hdf5", tmp_path / "run"
+    data.write_bytes(hopper_data.read_bytes())
+    config = options("cal_ql", "Hopper-v5", data, 20, 5000, out)
+    kill_after(30, out, config)
+    record_random_policy("Hopper-v5", 50, data, seed=1)
+    result = qcse("train", "--resume", out)
+    assert result.returncode == 1 and "has changed" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_checkpoint_is_whole_or_old(tmp_path: Path) -> None:
+    path = tmp_path / checkpoint.NAME
+    checkpoint.save(path, {"step": 1})
+
+    class Unsaveable:
+        def __reduce__(self):
+            raise RuntimeError("stopped half way")
+
+    with pytest.raises(RuntimeError, match="stopped half way"):
+        checkpoint.save(path, {"step": 2, "bad": Unsaveable()})
+    assert checkpoint.load(path)["step"] == 1
