@@ -109,7 +109,7 @@ class Trainer:
         capacity = min(config.online_buffer, max(config.online_steps, 1))
         self.buffer = ReplayBuffer(dataset, len(self.seeds), capacity, self.state_dim, self.action_dim, self.device)
         self.fingerprint = "" if self.data is None else self.data.fingerprint()
-        self.data_facts = {} if self.data is None else {"path": str(self.data.path), "rows": len(self.data)}
+        self.data_facts = {} if self.data is None else self.data.metadata | {"path": self.data.path, "rows": len(self.data)}
         self.data = None  # the buffer holds it now
 
         self.step = 0

@@ -1,0 +1,274 @@
+"""The loop, the agents and the buffer: phases, time limits, returns, seeds, failures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from qcse import checkpoint
+from qcse.agents import AGENTS
+from qcse.buffer import NO_RETURN, Batch, ReplayBuffer
+from qcse.config import TrainConfig, differences, from_dict, preset, to_dict, validate
+from qcse.errors import ConfigError, NonFiniteLossError
+from qcse.streams import NAMES, Streams
+from qcse.train import Trainer
+
+
+class Countdown(gym.Env):
+    """State (position, time). An episode of reward -1 a step ends at position > 1 (terminal) or after 10 steps."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position, self.time = float(self.np_random.uniform(-0.1, 0.1)), 0
+        return self._state(), {}
+
+    def step(self, action):
+        self.position += 0.2 * float(action[0])
+        self.time += 1
+        return self._state(), -1.0, self.position > 1.0, False, {}
+
+    def _state(self):
+        return np.array([self.position, self.time / 10], np.float32)
+
+
+gym.register("QcseCountdown-v0", entry_point=Countdown, max_episode_steps=10)
+
+
+def quick(algo: str, env: str = "QcseCountdown-v0", **changes: object) -> TrainConfig:
+    config = preset(algo, env)
+    config.net.policy_hidden = config.net.critic_hidden = (16,)
+    config.batch_size, config.cql.actions, config.eval_episodes, config.threads = 16, 2, 1, 1
+    config.offline_steps, config.online_steps, config.learning_starts, config.random_steps = 0, 60, 0, 0
+    config.device = "cpu"
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def test_time_limits_end_episodes_but_not_the_target(tmp_path: Path) -> None:
+    trainer = Trainer(quick("sac", random_steps=60, learning_starts=60), tmp_path, quiet=True)
+    trainer.run()
+    columns, size = trainer.buffer.online, trainer.buffer.size
+    assert size == 60
+    terminal = columns["next_observations"][0, :size, 0] > 1.0
+    at_limit = columns["next_observations"][0, :size, 1] > 0.99
+    assert torch.equal(columns["bootstrap"][0, :size] == 0.0, terminal)
+    assert (at_limit & ~terminal).any()
+    # the state after a time limit is the true one, and the next episode starts at time 0
+    starts = torch.nonzero(at_limit | terminal)[:, 0] + 1
+    assert torch.equal(columns["observations"][0, starts[starts < size], 1], torch.zeros((starts < size).sum()))
+
+
+@pytest.mark.parametrize("calibration", ["off", "task_return", "return_with_bonus"])
+def test_online_returns_are_known_once_the_episode_is_over(calibration: str, hopper_data: Path, tmp_path: Path) -> None:
+    config = quick("cal_ql", "Hopper-v5", dataset=hopper_data, offline_steps=1, online_steps=80, discount=0.9)
+    config.cql.calibration_online, config.bonus.kind, config.bonus.k = calibration, "qcse", 3
+    config.bonus.weight = 10.0
+    trainer = Trainer(config, tmp_path, quiet=True)
+    trainer.run()
+    columns, size = trainer.buffer.online, trainer.buffer.size
+    returns, rewards = columns["returns"][0, :size], columns["rewards"][0, :size].double()
+    if calibration == "off":
+        assert (returns == NO_RETURN).all()
+        return
+    running = trainer.episode_slots[0]
+    known = [slot for slot in range(size) if slot not in running]
+    assert len(known) > 10 and torch.isfinite(returns[known]).all() and (returns[running] == NO_RETURN).all()
+    # an episode's last step is where the next observation is not the next row's observation
+    chained = (columns["next_observations"][0, : size - 1] == columns["observations"][0, 1:size]).all(-1)
+    want = torch.zeros(size, dtype=torch.float64)
+    for slot in reversed(known):
+        want[slot] = rewards[slot] + (0.9 * want[slot + 1] if slot + 1 < size and chained[slot] else 0.0)
+    close = torch.allclose(returns[known].double(), want[known], rtol=1e-5)
+    assert close if calibration == "task_return" else not close
+
+
+def test_phases_are_logged_and_offline_steps_touch_no_environment(hopper_data: Path, tmp_path: Path) -> None:
+    config = quick("cql", "Hopper-v5", dataset=hopper_data, offline_steps=30, online_steps=20, log_every=10, eval_every=20)
+    trainer = Trainer(config, tmp_path, quiet=True)
+    trainer.run()
+    assert trainer.buffer.size == 20 and trainer.agent.updates == 50
+    rows = list(csv.DictReader(open(tmp_path / "eval.csv")))
+    phases = [(int(r["step"]), r["phase"]) for r in rows]
+    assert phases == [(0, "offline"), (20, "offline"), (30, "offline"), (40, "online"), (50, "online")]
+    assert list(rows[0]) == "step phase return_mean return_std normalized_score episode_length wall_seconds".split()
+    assert from_dict(json.loads((tmp_path / "config.json").read_text())) == config
+    machine = json.loads((tmp_path / "machine.json").read_text())
+    assert machine["data"]["rows"] == 600 and machine["device"] == "cpu"
+    assert list((tmp_path / "tensorboard").rglob("events.*"))
+
+
+def test_bonus_changes_online_learning_only(hopper_data: Path, tmp_path: Path) -> None:
+    def final(name: str, kind: str, online_steps: int) -> dict[str, torch.Tensor]:
+        config = quick("cql", "Hopper-v5", dataset=hopper_data, offline_steps=30, online_steps=online_steps)
+        config.offline_fraction, config.bonus.kind, config.bonus.k = 0.5, kind, 3
+        Trainer(config, tmp_path / name, quiet=True).run()
+        return checkpoint.load(tmp_path / name / checkpoint.NAME)["agent"]["modules"]["critics"]
+
+    def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+        return all(torch.equal(a[name], b[name]) for name in a)
+
+    assert same(final("a", "none", 0), final("b", "qcse", 0))
+    assert not same(final("c", "none", 20), final("d", "qcse", 20))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(hopper_data: Path, tmp_path: Path) -> None:
+    config = quick("cql", "Hopper-v5", dataset=hopper_data, offline_steps=50, critic_lr=1e30)
+    with pytest.raises(NonFiniteLossError, match="nonfinite_batch.pt") as error:
+        Trainer(config, tmp_path, quiet=True).run()
+    assert "step" in str(error.value) and "--critic-lr" in str(error.value)
+    saved = checkpoint.load(tmp_path / "nonfinite_batch.pt")
+    assert saved["batch"]["observations"].shape == (1, 16, 11) and saved["noise"]["random"].shape == (1, 16, 2, 3)
+
+
+@pytest.mark.parametrize("algo", list(AGENTS))
+def test_seeds_in_one_batch_equal_seeds_alone(algo: str) -> None:
+    seeds, state_dim, action_dim, rows = [3, 8, 21], 4, 2, 12
+    config = quick(algo)
+    generator = torch.Generator().manual_seed(0)
+    dataset = {
+        "observations": torch.randn(50, state_dim, generator=generator),
+        "actions": torch.rand(50, action_dim, generator=generator) * 2 - 1,
+        "next_observations": torch.randn(50, state_dim, generator=generator),
+        **{name: torch.randn(50, generator=generator) for name in ("rewards", "returns", "bonus")},
+        "bootstrap": torch.ones(50),
+    }
+
+    def train(which: list[int]) -> dict[str, torch.Tensor]:
+        streams = Streams(which)
+        agent = AGENTS[algo](state_dim, action_dim, config, streams)
+        buffer = ReplayBuffer(dataset, len(which), 10, state_dim, action_dim, torch.device("cpu"))
+        for _ in range(5):
+            agent.update(buffer.sample(streams, rows, None), agent.draw_noise(streams, rows))
+        return dict(agent.policy.named_parameters()) | {
+            f"critic.{name}": value.unflatten(0, (len(which), 2)) for name, value in agent.critics.named_parameters()
+        }
+
+    together = train(seeds)
+    for position, seed in enumerate(seeds):
+        for name, value in train([seed]).items():
+            assert torch.allclose(value[0], together[name][position], rtol=1e-4, atol=1e-6), (seed, name)
+
+
+def test_targets_follow_and_frozen_critics_get_no_gradient() -> None:
+    config = quick("cql", target_rate=0.25)
+    streams = Streams([0])
+    agent = AGENTS["cql"](3, 1, config, streams)
+    before = [p.clone() for p in agent.targets.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(1, 16, generator=generator)
+    states = torch.randn(1, 16, 3, generator=generator)
+    index = torch.zeros(1, 16, dtype=torch.int64)
+    batch = Batch(states, torch.tanh(states[..., :1]), one, states, torch.ones(1, 16), one, one, index, index > 0)
+    agent.update(batch, agent.draw_noise(streams, 16))
+    for old, target, critic in zip(before, agent.targets.parameters(), agent.critics.parameters(), strict=True):
+        assert torch.allclose(target, 0.75 * old + 0.25 * critic, atol=1e-6)
+    losses = agent.losses(batch, agent.draw_noise(streams, 16))
+    gradients = torch.autograd.grad(losses.policy, list(agent.critics.parameters()), allow_unused=True)
+    assert all(gradient is None for gradient in gradients)
+
+
+class TestBuffer:
+    @staticmethod
+    def buffer(rows: int, capacity: int) -> ReplayBuffer:
+        dataset = {
+            name: torch.arange(rows, dtype=torch.float32).view(rows, *[1] * dim).expand(rows, *[1] * dim)
+            for name, dim in (("observations", 1), ("actions", 1), ("next_observations", 1), ("rewards", 0),
+                              ("bootstrap", 0), ("returns", 0), ("bonus", 0))
+        }  # fmt: skip
+        return ReplayBuffer(dataset, 2, capacity, 1, 1, torch.device("cpu"))
+
+    @staticmethod
+    def add(buffer: ReplayBuffer, value: float) -> int:
+        row, scalar = torch.full((2, 1), value), torch.full((2,), value)
+        return buffer.add(observations=row, actions=row, next_observations=row, rewards=scalar, bootstrap=scalar,
+                          returns=scalar, bonus=scalar)  # fmt: skip
+
+    def test_rows_are_found_by_their_number(self) -> None:
+        buffer = self.buffer(5, 3)
+        assert [self.add(buffer, 100.0 + i) for i in range(4)] == [0, 1, 2, 0]  # the oldest is overwritten
+        batch = buffer.gather(torch.tensor([[0, 4, 5, 6], [7, 1, 5, 2]]))
+        assert batch.rewards.tolist() == [[0, 4, 103, 101], [102, 1, 103, 2]]
+        assert batch.observations[..., 0].tolist() == batch.rewards.tolist()
+        assert batch.online.tolist() == [[False, False, True, True], [True, False, True, False]]
+
+    def test_shares(self) -> None:
+        buffer, streams = self.buffer(5, 3), Streams([0, 1])
+        assert not buffer.sample(streams, 64, 0.5).online.any()  # nothing collected yet
+        self.add(buffer, 9.0)
+        assert buffer.sample(streams, 64, 0.25).online.sum(1).tolist() == [48, 48]
+        mixed = buffer.sample(streams, 6000, None).online.float().mean(1)
+        assert mixed.tolist() == pytest.approx([1 / 6, 1 / 6], abs=0.03)
+
+    def test_only_filled_rows_are_saved(self) -> None:
+        buffer, other = self.buffer(5, 1000), self.buffer(5, 1000)
+        for i in range(7):
+            self.add(buffer, float(i))
+        state = buffer.state_dict()
+        assert state["online"]["observations"].shape == (2, 7, 1)
+        assert state["online"]["observations"].untyped_storage().nbytes() == 2 * 7 * 4
+        other.load_state_dict(state)
+        assert torch.equal(other.gather(other.all_online()).rewards, buffer.gather(buffer.all_online()).rewards)
+
+
+def test_streams_are_independent_and_restorable() -> None:
+    a, b = Streams([1, 2]), Streams([2])
+    assert torch.equal(a.normal("update", (3,))[1], b.normal("update", (3,))[0])
+    state = a.state_dict()
+    first = {name: a.normal(name, (4,)) for name in NAMES}
+    assert len({tuple(value.flatten().tolist()) for value in first.values()}) == len(NAMES)
+    a.load_state_dict(state)
+    assert all(torch.equal(a.normal(name, (4,)), first[name]) for name in NAMES)
+    assert set(a.integers("sampling", 3, (200,)).unique().tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("env", ["Hopper-v5", "Walker2d-v4", "AntMaze_UMaze-v4", "Other-v0"])
+@pytest.mark.parametrize("algo", list(AGENTS))
+def test_presets_are_valid_and_survive_json(algo: str, env: str) -> None:
+    config = preset(algo, env)
+    config.dataset = Path("data.hdf5")
+    validate(config)
+    again = from_dict(json.loads(json.dumps(to_dict(config))))
+    assert again == config and differences(config, again) == []
+    again.cql.alpha = 7.0
+    assert differences(config, again) == [("cql.alpha", config.cql.alpha, 7.0)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"discount": 1.0}, "discount"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"offline_fraction": 1.5}, "offline_fraction"),
+        ({"bonus.k": 0}, "bonus.k"),
+        ({"bonus.when": "store"}, "bonus.when"),
+        ({"bonus.critic": "frozen"}, "bonus.critic"),
+        ({"bonus.references": "buffer", "bonus.transitions": "all"}, "bonus.transitions"),
+        ({"cql.temperature": 0.0}, "cql.temperature"),
+        ({"net.policy_hidden": ()}, "net.policy_hidden"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(changes: dict[str, object], word: str) -> None:
+    config = quick("sac")
+    config.bonus.kind = "qcse"
+    config.bonus.k = 3
+    for name, value in changes.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(getattr(config, owner) if owner else config, leaf, value)
+    with pytest.raises(ConfigError, match=word.replace(".", r"\.")):
+        validate(config)
+
+
+def test_unknown_stored_option_is_named() -> None:
+    data = to_dict(quick("sac"))
+    data["cql"]["alhpa"] = 1.0
+    with pytest.raises(ConfigError, match=r"cql\.alhpa"):
+        from_dict(data)
