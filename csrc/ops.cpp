@@ -119,7 +119,8 @@ KnnArguments check_arguments(const char* op, const Tensor& states, const Tensor&
     }
     bool same = self_index->dim() == values.dim();
     for (int64_t d = 0; same && d < values.dim(); ++d) same = self_index->size(d) == values.size(d);
-    if (!same) fail(op, ": self_index must have the shape of values ", shape_of(values), ", got ", shape_of(*self_index));
+    if (!same)
+      fail(op, ": self_index must have the shape of values ", shape_of(values), ", got ", shape_of(*self_index));
     if (!same_device(*self_index, states)) fail(op, ": self_index must be on the same device as states");
   }
   constexpr int64_t kMaxRows = INT32_MAX;
@@ -190,7 +191,8 @@ Tensor entropy_cpu(const Tensor& states, const Tensor& values, int64_t k, std::o
 
 #ifndef QCSE_WITH_CUDA
 [[noreturn]] void no_cuda(const char* op) {
-  fail(op, ": got a CUDA tensor, but this build of qcse holds no CUDA kernels. Move the tensors to the CPU, or install ",
+  fail(op,
+       ": got a CUDA tensor, but this build of qcse holds no CUDA kernels. Move the tensors to the CPU, or install ",
        "the CUDA toolkit (nvcc) and rebuild: pip install --no-build-isolation --force-reinstall --no-deps ",
        "-C cmake.define.QCSE_CUDA=ON .");
 }

@@ -76,7 +76,8 @@ inline void admit(const QueryBlock<typename V::Scalar>& block, int64_t query, ty
 }
 
 // A register tile of kGroup queries by 2 vectors of candidates: per dimension 2 loads and kGroup broadcasts feed
-// 4 * kGroup arithmetic instructions. The state test alone stands in the loop; a survivor's value is looked at in admit.
+// 4 * kGroup arithmetic instructions. The state test alone stands in the loop; a survivor's value is looked at in
+// admit.
 template <class V, int kGroup>
 void scan_all(const Candidates<typename V::Scalar>& candidates, int64_t begin, int64_t end,
               const QueryBlock<typename V::Scalar>& block) {

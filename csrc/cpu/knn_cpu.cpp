@@ -26,8 +26,8 @@ std::vector<const KernelSet*> available_kernels() {
 #ifdef QCSE_X86_KERNELS
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     sets.push_back(&kAvx2Kernels);
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
       sets.push_back(&kAvx512Kernels);
     }
   }
@@ -57,6 +57,11 @@ std::atomic<const KernelSet*>& chosen_kernels() {
 
 enum class Path { kAuto, kAll, kBoxes };
 std::atomic<Path> chosen_path = Path::kAuto;
+
+// Arithmetic (pairs times dimensions, and some for the rest of a pair) that makes a further thread worth its start:
+// about 150 microseconds of one core. Waking a thread takes some ten, and far more on a busy machine.
+constexpr int64_t kWorkPerThread = int64_t{1} << 22;
+std::atomic<int64_t> work_per_thread = kWorkPerThread;
 
 template <typename T>
 const Kernels<T>& kernels() {
@@ -151,10 +156,8 @@ void sort_values(T* values, int64_t n) {
 template <typename T>
 int64_t count_within(const T* sorted, int64_t n, T value, T radius) {
   const int64_t middle = std::lower_bound(sorted, sorted + n, value) - sorted;
-  const T* first = std::partition_point(sorted, sorted + middle,
-                                        [=](T v) { return !(std::fabs(value - v) < radius); });
-  const T* last = std::partition_point(sorted + middle, sorted + n,
-                                       [=](T v) { return std::fabs(value - v) < radius; });
+  const T* first = std::partition_point(sorted, sorted + middle, [=](T v) { return !(std::fabs(value - v) < radius); });
+  const T* last = std::partition_point(sorted + middle, sorted + n, [=](T v) { return std::fabs(value - v) < radius; });
   return last - first;
 }
 
@@ -191,9 +194,8 @@ class Search {
     pack_candidates();
     const int64_t block =
         std::clamp(round_up(ceil_div(queries(), 4 * threads_.count), kBlockUnit), kBlockUnit, kLargestBlock);
-    for_each(threads_, ceil_div(queries(), block), [&](int64_t i) {
-      scan_block(i * block, std::min((i + 1) * block, queries()));
-    });
+    for_each(threads_, ceil_div(queries(), block),
+             [&](int64_t i) { scan_block(i * block, std::min((i + 1) * block, queries())); });
   }
 
  private:
@@ -304,7 +306,7 @@ class Search {
   }
 
   const KnnProblem<T>& p_;
-  const Threads& threads_;
+  const Threads threads_;
   const Kernels<T>& kernels_;
   const T* states_;
   const T* values_;
@@ -327,7 +329,17 @@ class Search {
 
 template <typename T>
 void knn(const KnnProblem<T>& problem, const Threads& threads) {
-  for (int64_t entry = 0; entry < problem.batch; ++entry) Search<T>(problem, entry, threads).run();
+  const int64_t work = problem.queries * problem.refs * (problem.dim + 8);
+  const auto worth = [&](int64_t total) { return std::clamp<int64_t>(total / work_per_thread, 1, threads.count); };
+  // Many small problems are shared out whole, large ones are shared inside.
+  if (problem.batch >= 2 * threads.count || worth(work) == 1) {
+    for_each({threads.parallel_for, worth(work * problem.batch)}, problem.batch,
+             [&](int64_t entry) { Search<T>(problem, entry, {threads.parallel_for, 1}).run(); });
+  } else {
+    for (int64_t entry = 0; entry < problem.batch; ++entry) {
+      Search<T>(problem, entry, {threads.parallel_for, worth(work)}).run();
+    }
+  }
 }
 
 template void knn<float>(const KnnProblem<float>&, const Threads&);
@@ -342,6 +354,8 @@ std::vector<const char*> instruction_sets() {
 const char* instruction_set() { return chosen_kernels().load()->name; }
 
 void set_instruction_set(const std::string& name) { chosen_kernels().store(find_kernels(name)); }
+
+void set_work_per_thread(int64_t work) { work_per_thread = work > 0 ? work : kWorkPerThread; }
 
 void set_search_path(const std::string& name) {
   if (name == "auto") {

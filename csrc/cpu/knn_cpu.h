@@ -10,8 +10,7 @@ namespace qcse::cpu {
 
 // A thread pool: runs body(begin, end, context) on disjoint ranges that cover [begin, end), on up to `count` threads.
 struct Threads {
-  void (*parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*),
-                       void* context);
+  void (*parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
   int64_t count;
 };
 
@@ -28,5 +27,8 @@ void set_instruction_set(const std::string& name);
 
 // How candidates are searched: "auto" decides from the shape and a small sample of the data.
 void set_search_path(const std::string& name);
+
+// A thread is added for each so many pair-dimensions; 0 restores the default. 1 uses every thread for any problem.
+void set_work_per_thread(int64_t work);
 
 }  // namespace qcse::cpu

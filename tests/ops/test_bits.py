@@ -1,0 +1,109 @@
+"""The kernels against the bit oracle: radius and count, for every instruction set, search path and thread count.
+
+QCSE_TEST_PROBLEMS sets how many random problems are drawn (default 2000).
+"""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from oracle import (
+    INSTRUCTION_SETS,
+    KINDS,
+    SEARCH_PATHS,
+    Problem,
+    assert_equals_oracle,
+    draw_points,
+    draw_problem,
+    oracle_knn,
+    same_bits,
+)
+
+from qcse_ext import _C, reference
+
+PROBLEMS = int(os.environ.get("QCSE_TEST_PROBLEMS", "2000"))
+SHARES = 20
+
+
+@pytest.fixture(autouse=True)
+def restore_choices() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    _C.set_work_per_thread(1)
+    yield
+    torch.set_num_threads(threads)
+    _C.set_work_per_thread(0)
+    _C.set_instruction_set("")
+    _C.set_search_path("auto")
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_random_problems(share: int) -> None:
+    for seed in range(share, PROBLEMS, SHARES):
+        problem = draw_problem(seed)
+        expected = oracle_knn(problem)
+        for turn, threads in enumerate((1, 2, 7)):
+            # All combinations come round; the best instruction set comes with every problem.
+            name = INSTRUCTION_SETS[-1] if turn == 0 else INSTRUCTION_SETS[(seed // 3 + turn) % len(INSTRUCTION_SETS)]
+            path = SEARCH_PATHS[(seed + turn) % len(SEARCH_PATHS)]
+            torch.set_num_threads(threads)
+            _C.set_instruction_set(name)
+            _C.set_search_path(path)
+            assert_equals_oracle(problem, f"{name}, path {path}, {threads} threads", expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_adversarial_data(kind: str, dtype: torch.dtype) -> None:
+    """Larger problems, in which every rule that skips pairs gets to work, on data made to mislead it."""
+    for n, dim, k in ((1500, 3, 12), (1100, 17, 5), (900, 40, 33)):
+        rng = np.random.default_rng([n, dim, KINDS.index(kind)])
+        s, q = draw_points(rng, kind, n, dim)
+        problem = Problem(torch.from_numpy(s).to(dtype), torch.from_numpy(q).to(dtype), k, origin=f"{kind} {n} x {dim}")
+        expected = oracle_knn(problem)
+        for name in INSTRUCTION_SETS:
+            if name == "portable" and n > 1000:
+                continue
+            for path in SEARCH_PATHS:
+                for threads in (1, 2, 5):
+                    torch.set_num_threads(threads)
+                    _C.set_instruction_set(name)
+                    _C.set_search_path(path)
+                    assert_equals_oracle(problem, f"{name}, path {path}, {threads} threads", expected)
+
+
+def test_few_queries_against_many_references() -> None:
+    rng = np.random.default_rng(5)
+    s, q = draw_points(rng, "trajectory", 20_000, 11)
+    states, values = torch.from_numpy(s).float(), torch.from_numpy(q).float()
+    rows = torch.from_numpy(rng.permutation(20_000)[:100])
+    problem = Problem(states[rows], values[rows], 10, states, values, rows, origin="buffer")
+    expected = oracle_knn(problem)
+    for path in SEARCH_PATHS:
+        _C.set_search_path(path)
+        assert_equals_oracle(problem, path, expected)
+
+
+def test_reference_module_has_the_oracles_bits() -> None:
+    """The plain-torch definition is exact in float32: fma and square root are rounded correctly."""
+    drawn = 0
+    for seed in range(400):
+        problem = draw_problem(seed)
+        if problem.states.dtype == torch.float64 or problem.states.numel() > 20_000:
+            continue
+        radius, count = reference.knn(*problem.args())
+        expected_radius, expected_count = oracle_knn(problem)
+        assert same_bits(radius, expected_radius), problem.origin
+        assert torch.equal(count, expected_count), problem.origin
+        drawn += 1
+    assert drawn > 200
+
+
+def test_float64_reference_is_close() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(200, 9, dtype=torch.float64, generator=generator)
+    values = torch.randn(200, dtype=torch.float64, generator=generator)
+    torch.testing.assert_close(
+        reference.knn(states, values, 5)[0], oracle_knn(Problem(states, values, 5))[0], rtol=1e-14, atol=0
+    )
