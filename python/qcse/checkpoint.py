@@ -37,7 +37,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds; all mean that this file is not a checkpoint
-        raise CheckpointError(f"checkpoint: {path} cannot be read ({error}); expected a file written by qcse") from error
+        raise CheckpointError(
+            f"checkpoint: {path} cannot be read ({error}); expected a file written by qcse"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         got = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"checkpoint: {path} has format {got}, this version of qcse reads format {FORMAT}")

@@ -76,7 +76,12 @@ def collect(args: CollectArgs) -> list[Path]:
     if args.replay_rows is not None and args.replay_rows < 1:
         raise ConfigError(f"replay_rows: got {args.replay_rows}, expected 1 or more")
     config = preset("sac", args.env)
-    config.online_steps, config.eval_every, config.seed, config.threads = args.steps, args.eval_every, args.seed, args.threads
+    config.online_steps, config.eval_every, config.seed, config.threads = (
+        args.steps,
+        args.eval_every,
+        args.seed,
+        args.threads,
+    )
     config.learning_starts = config.random_steps = args.learning_starts
     config.net = NetworkConfig(args.hidden, args.hidden)
     name = args.name or task_for(args.env).family

@@ -7,10 +7,9 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
-from typing_extensions import Annotated
 
 from .errors import ConfigError
 
@@ -208,7 +207,9 @@ def validate(config: TrainConfig) -> None:
         _require(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
     for name in ("batch_size", "updates_per_step", "online_buffer", "eval_every", "eval_episodes", "log_every"):
         _require(getattr(config, name) >= 1, name, getattr(config, name), "1 or more")
-    _require(config.offline_steps + config.online_steps > 0, "offline_steps and online_steps", "0 and 0", "a step to do")
+    _require(
+        config.offline_steps + config.online_steps > 0, "offline_steps and online_steps", "0 and 0", "a step to do"
+    )
     _require(0.0 <= config.discount < 1.0, "discount", config.discount, "0 <= discount < 1")
     _require(0.0 < config.target_rate <= 1.0, "target_rate", config.target_rate, "0 < target_rate <= 1")
     for name in ("policy_lr", "critic_lr", "checkpoint_seconds"):

@@ -43,7 +43,9 @@ def embedded_dataset() -> Path:
 def demo(args: DemoArgs) -> int:
     """Run both arms for each seed, two processes at a time, then print the comparison and write the report."""
     if args.offline_steps < 1 or args.online_steps < 1:
-        raise ConfigError(f"offline_steps, online_steps: got {args.offline_steps}, {args.online_steps}, expected 1 or more")
+        raise ConfigError(
+            f"offline_steps, online_steps: got {args.offline_steps}, {args.online_steps}, expected 1 or more"
+        )
     started = time.monotonic()
     print(
         f"Hopper-v5, {args.algo}: {args.offline_steps} updates on the embedded dataset, then {args.online_steps} "
@@ -51,7 +53,9 @@ def demo(args: DemoArgs) -> int:
         "A small demonstration: small networks, few steps, few seeds. Its scores say that the pipeline learns, not "
         "which arm is better."
     )
-    arms = {args.out / f"{args.algo}-{bonus}-seed{seed}": (bonus, seed) for seed in args.seeds for bonus in ("none", "qcse")}
+    arms = {
+        args.out / f"{args.algo}-{bonus}-seed{seed}": (bonus, seed) for seed in args.seeds for bonus in ("none", "qcse")
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     waiting = [(out, _command(args, out, bonus, seed)) for out, (bonus, seed) in arms.items()]
     steps = args.offline_steps + args.online_steps

@@ -1,4 +1,4 @@
-"""`qcse doctor`: what is installed, which kernels are built, which device is used, what is missing and how to get it."""
+"""`qcse doctor`: what is installed, which kernels are built, which device is used, what is missing and its remedy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,12 @@ def doctor() -> int:
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
             line(True, f"operator: {name}", shown)
         radius, _ = qcse_ext.knn(torch.arange(4.0).view(4, 1), torch.zeros(4), 1)
-        line(bool((radius == 1).all()), "operator: runs", "four points on a line", "rebuild: pip install --no-build-isolation .")
+        line(
+            bool((radius == 1).all()),
+            "operator: runs",
+            "four points on a line",
+            "rebuild: pip install --no-build-isolation .",
+        )
     except ImportError as error:
         line(False, "operator", str(error), "pip install --no-build-isolation .")
     if torch.cuda.is_available():

@@ -5,6 +5,7 @@ Shapes: S seeds, E ensemble members, B states, n actions per state, D and A the 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ class BatchedMLP(nn.Module):
         super().__init__()
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        layers = list(zip(sizes[:-1], sizes[1:], strict=True))
+        layers = list(itertools.pairwise(sizes))
         nets = [
             [_draw_linear(i, o, n + 1 == len(layers), orthogonal, g) for n, (i, o) in enumerate(layers)]
             for g in generators

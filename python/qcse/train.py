@@ -47,7 +47,9 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: got {name!r}, which cannot be used here ({reason}); expected auto, cpu or cuda") from None
+        raise ConfigError(
+            f"device: got {name!r}, which cannot be used here ({reason}); expected auto, cpu or cuda"
+        ) from None
     return device
 
 
@@ -109,7 +111,9 @@ class Trainer:
         capacity = min(config.online_buffer, max(config.online_steps, 1))
         self.buffer = ReplayBuffer(dataset, len(self.seeds), capacity, self.state_dim, self.action_dim, self.device)
         self.fingerprint = "" if self.data is None else self.data.fingerprint()
-        self.data_facts = {} if self.data is None else self.data.metadata | {"path": self.data.path, "rows": len(self.data)}
+        self.data_facts = (
+            {} if self.data is None else self.data.metadata | {"path": self.data.path, "rows": len(self.data)}
+        )
         self.data = None  # the buffer holds it now
 
         self.step = 0
@@ -131,7 +135,7 @@ class Trainer:
         if state is not None:
             self._load(state)
 
-    # ---- building
+    # Building.
 
     def _observation_scale(self) -> tuple[np.ndarray, np.ndarray]:
         if self.config.normalize_observations and self.data is not None:
@@ -164,7 +168,7 @@ class Trainer:
         bias = self.config.reward_bias
         return monte_carlo_returns(rewards, end, bootstrap, self.config.discount, bias if bias < 0 else None)
 
-    # ---- the loop
+    # The loop.
 
     @property
     def phase(self) -> str:
@@ -323,7 +327,7 @@ class Trainer:
             "(--critic-lr, --policy-lr), a smaller --reward-scale, or look at the dataset's rewards"
         )
 
-    # ---- logs and evaluation
+    # Logs and evaluation.
 
     def _wall(self) -> float:
         return self.wall_before + time.monotonic() - self.started
@@ -402,7 +406,7 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    # ---- state
+    # State.
 
     def _save(self) -> None:
         self.saved_at = time.monotonic()
@@ -487,7 +491,9 @@ def stored_config(out: Path) -> TrainConfig:
     try:
         return from_dict(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); restore it from checkpoint.pt or start anew") from None
+        raise CheckpointError(
+            f"{path} is not valid JSON ({error}); restore it from checkpoint.pt or start anew"
+        ) from None
 
 
 def load_run(out: Path, quiet: bool = True) -> Trainer:
@@ -502,4 +508,6 @@ def refuse_contradictions(stored: TrainConfig, asked: TrainConfig, out: Path) ->
         changed.append(("out", str(out), str(asked.out)))
     if changed:
         listing = "; ".join(f"{name}: the run has {a!r}, the command line says {b!r}" for name, a, b in changed)
-        raise ConfigError(f"--resume {out} contradicts the stored configuration: {listing}. Leave these flags out, or start a new run")
+        raise ConfigError(
+            f"--resume {out} contradicts the stored configuration: {listing}. Leave these flags out, or start a new run"
+        )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from qcse.collect import Recording
 from qcse.datasets import write_d4rl
 from qcse.envs import make_env

@@ -5,6 +5,7 @@ Both sides use them: `record_corl_vectors.py`, which runs CORL's own update, and
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -43,8 +44,10 @@ CASES = {
 def network(rng: np.random.Generator, sizes: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
     """(weight [in, out], bias [out]) of each layer."""
     layers = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
-        layers.append((rng.standard_normal((fan_in, fan_out)) * math.sqrt(2.0 / fan_in), rng.standard_normal(fan_out) * 0.1))
+    for fan_in, fan_out in itertools.pairwise(sizes):
+        layers.append(
+            (rng.standard_normal((fan_in, fan_out)) * math.sqrt(2.0 / fan_in), rng.standard_normal(fan_out) * 0.1)
+        )
     return layers
 
 

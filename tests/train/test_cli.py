@@ -12,7 +12,11 @@ from conftest import QUICK, shared_data
 
 def options(data: Path | None, out: object, **changes: object) -> list[object]:
     values = {"algo": "cal_ql", "env": "Hopper-v5", "bonus": "qcse", "offline-steps": 20, "online-steps": 20}
-    values |= {"out": out} | ({} if data is None else {"dataset": data}) | {k.replace("_", "-"): v for k, v in changes.items()}
+    values |= (
+        {"out": out}
+        | ({} if data is None else {"dataset": data})
+        | {k.replace("_", "-"): v for k, v in changes.items()}
+    )
     return ["train", *(word for name, value in values.items() for word in (f"--{name}", value)), *QUICK]
 
 

@@ -9,6 +9,7 @@ import loss_cases
 import numpy as np
 import pytest
 import torch
+
 from qcse.agents import AGENTS
 from qcse.agents.sac import SAC
 from qcse.buffer import Batch

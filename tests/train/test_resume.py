@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import QUICK, qcse_command
+
 from qcse import checkpoint
 
 

@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.special import digamma
+
 from qcse.agents.sac import SAC
 from qcse.buffer import COLUMNS, Batch, ReplayBuffer
 from qcse.config import BonusConfig, preset
 from qcse.reward import IntrinsicReward, RunningMoments
 from qcse.streams import Streams
-from scipy.special import digamma
 
 D, A, DATASET, ONLINE = 4, 2, 50, 60
 CPU = torch.device("cpu")
@@ -35,7 +36,7 @@ class World:
             return {name: torch.randn(rows, *tail.get(name, ()), generator=generator) for name in COLUMNS}
 
         self.buffer = ReplayBuffer(columns(DATASET), seeds, 2 * ONLINE, D, A, CPU)
-        for row in range(online):
+        for _ in range(online):
             self.buffer.add(**{name: value.expand(seeds, *value.shape[1:]) for name, value in columns(1).items()})
         self.reward = IntrinsicReward(bonus, D, seeds, reward_scale, CPU)
         self.reward.start_online(self.agent)
@@ -188,7 +189,9 @@ def test_default_scaling_does_not_saturate_and_the_literal_one_does() -> None:
         buffer = ReplayBuffer(None, 1, 256, 17, A, CPU)
         for row in range(256):
             rows = {name: value[row : row + 1] for name, value in columns.items()}
-            buffer.add(**rows, rewards=torch.zeros(1), bootstrap=torch.ones(1), returns=torch.zeros(1), bonus=torch.zeros(1))
+            buffer.add(
+                **rows, rewards=torch.zeros(1), bootstrap=torch.ones(1), returns=torch.zeros(1), bonus=torch.zeros(1)
+            )
         batch = buffer.gather(buffer.all_online())
         shares[scale] = reward.add_to(batch, agent, buffer, Streams([0]))["bonus/saturated"].item()
     assert shares["standardised"] > 0.95 and shares["standardised_sqrt_d"] < 0.05

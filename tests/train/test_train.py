@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+
 from qcse import checkpoint
 from qcse.agents import AGENTS
 from qcse.buffer import NO_RETURN, Batch, ReplayBuffer
@@ -92,7 +93,9 @@ def test_online_returns_are_known_once_the_episode_is_over(calibration: str, hop
 
 
 def test_phases_are_logged_and_offline_steps_touch_no_environment(hopper_data: Path, tmp_path: Path) -> None:
-    config = quick("cql", "Hopper-v5", dataset=hopper_data, offline_steps=30, online_steps=20, log_every=10, eval_every=20)
+    config = quick(
+        "cql", "Hopper-v5", dataset=hopper_data, offline_steps=30, online_steps=20, log_every=10, eval_every=20
+    )
     trainer = Trainer(config, tmp_path, quiet=True)
     trainer.run()
     assert trainer.buffer.size == 20 and trainer.agent.updates == 50
@@ -122,7 +125,7 @@ def test_bonus_changes_online_learning_only(hopper_data: Path, tmp_path: Path) -
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(hopper_data: Path, tmp_path: Path) -> None:
     config = quick("cql", "Hopper-v5", dataset=hopper_data, offline_steps=50, critic_lr=1e30)
-    with pytest.raises(NonFiniteLossError, match="nonfinite_batch.pt") as error:
+    with pytest.raises(NonFiniteLossError, match=r"nonfinite_batch\.pt") as error:
         Trainer(config, tmp_path, quiet=True).run()
     assert "step" in str(error.value) and "--critic-lr" in str(error.value)
     saved = checkpoint.load(tmp_path / "nonfinite_batch.pt")

@@ -52,7 +52,7 @@ class SAC:
         self.updates = 0
         self.optimizer = torch.optim.Adam(self.parameter_groups(), fused=True)
 
-    # ---- what an algorithm is made of; subclasses change these
+    # What an algorithm is made of; subclasses change these.
 
     def parameter_groups(self) -> list[dict]:
         config = self.config
@@ -104,7 +104,7 @@ class SAC:
         error = self.bellman_error(predicted, target)
         return error, torch.zeros_like(error), self.q_metrics(predicted, target)
 
-    # ---- shared pieces
+    # Shared pieces.
 
     def bellman_target(
         self, batch: Batch, next_mean: Tensor, next_log_std: Tensor, noise: Tensor, temperature: Tensor
@@ -146,7 +146,7 @@ class SAC:
         self.updates += 1
         return losses.metrics
 
-    # ---- use
+    # Use.
 
     @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -185,5 +185,3 @@ class SAC:
             value.copy_(state["multipliers"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
-
-
