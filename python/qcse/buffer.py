@@ -36,7 +36,7 @@ COLUMNS = ("observations", "actions", "rewards", "next_observations", "bootstrap
 class ReplayBuffer:
     """The dataset (rows 0 .. N-1) followed by each seed's online ring buffer (rows N .. N + capacity - 1).
 
-    All seeds step in lockstep, so cursor and size are one pair of host integers.
+    All seeds step in lockstep, so one host integer tells how far all rings are filled.
 
     Args:
         dataset: columns [N, ...] as named in COLUMNS, or None where there is none.
@@ -61,16 +61,20 @@ class ReplayBuffer:
         self.online = {c: torch.empty(seeds, capacity, *tail.get(c, ()), device=device) for c in COLUMNS}
         self.dataset_size = len(self.dataset["rewards"])
         self.seeds, self.capacity, self.device = seeds, capacity, device
-        self.cursor = self.size = 0
+        self.added = 0  # transitions ever added, per seed
         self._seed_index = torch.arange(seeds, device=device).unsqueeze(1)
+
+    @property
+    def size(self) -> int:
+        """Online transitions held, per seed."""
+        return min(self.added, self.capacity)
 
     def add(self, **columns: Tensor) -> int:
         """Append one transition per seed, each column [S, ...]; returns the slot that it took."""
-        slot = self.cursor
+        slot = self.added % self.capacity
         for name in COLUMNS:
             self.online[name][:, slot] = columns[name]
-        self.cursor = (slot + 1) % self.capacity
-        self.size = min(self.size + 1, self.capacity)
+        self.added += 1
         return slot
 
     def gather(self, index: Tensor) -> Batch:
@@ -113,15 +117,15 @@ class ReplayBuffer:
         rows = torch.arange(self.size, device=self.device) + self.dataset_size
         return rows.expand(self.seeds, self.size)
 
-    def state_dict(self) -> dict:
-        """The online part, filled rows only; the dataset is a file of its own."""
-        return {
-            "online": {name: value[:, : self.size].clone() for name, value in self.online.items()},
-            "cursor": self.cursor,
-            "size": self.size,
-        }
+    def rows_of(self, first: int, stop: int) -> dict[str, Tensor]:
+        """Copies of the transitions that were added as number `first` to `stop` - 1 and are still held, [S, n, ...]."""
+        slots = torch.arange(first, stop, device=self.device) % self.capacity
+        return {name: value[:, slots] for name, value in self.online.items()}
 
-    def load_state_dict(self, state: dict) -> None:
-        self.cursor, self.size = state["cursor"], state["size"]
-        for name, value in state["online"].items():
-            self.online[name][:, : self.size] = value.to(self.device)
+    def restore(self, first: int, columns: dict[str, Tensor]) -> None:
+        """Put back what `rows_of` gave; numbers that the ring has overwritten since are left out."""
+        count = columns["rewards"].shape[1]
+        begin = max(first, self.added - self.size)
+        slots = torch.arange(begin, first + count, device=self.device) % self.capacity
+        for name, value in columns.items():
+            self.online[name][:, slots] = value[:, begin - first :].to(self.device)

@@ -1,4 +1,4 @@
-"""The command line: qcse train | eval | report | collect | demo | doctor."""
+"""The command line: qcse train | eval | report | collect | demo | bench | doctor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -26,6 +26,7 @@ commands:
   report    compare runs: table, learning curves (PNG), one HTML page
   collect   train SAC and write datasets in D4RL's layout
   demo      a small offline-to-online run with and without the bonus, and its report
+  bench     updates per second of the training step, side by side with CORL's
   doctor    what is installed, which kernels are built, what is missing
 
 `qcse COMMAND --help` lists a command's options."""
@@ -109,6 +110,43 @@ class DemoArgs:
     """Environment steps of fine-tuning."""
     seeds: tuple[int, ...] = field(default=(0,))
     """One run with and one without the bonus for each."""
+
+
+@dataclass
+class BenchArgs:
+    """Updates per second of one training step, with and without the bonus, for one or more seeds at once; with
+    --corl side by side with CORL's own update, interleaved in one process."""
+
+    corl: Path | None = None
+    """A checkout of CORL."""
+    algos: tuple[Literal["cql", "cal_ql"], ...] = ("cal_ql",)
+    """Algorithms."""
+    seeds: tuple[int, ...] = (1,)
+    """Numbers of seeds trained in one step."""
+    state_dim: int = 17
+    """D (HalfCheetah's)."""
+    action_dim: int = 6
+    """A (HalfCheetah's)."""
+    batch_size: int = 256
+    """Transitions in an update."""
+    actions: int = 10
+    """cql.actions."""
+    policy_hidden: tuple[int, ...] = (256, 256, 256)
+    """Widths of the policy's hidden layers."""
+    critic_hidden: tuple[int, ...] = (256, 256)
+    """Widths of the critics' hidden layers."""
+    device: str = "auto"
+    """cpu, cuda or auto."""
+    threads: int | None = None
+    """torch's CPU threads. None: one per core."""
+    rounds: int = 7
+    """Interleaved rounds; medians over them are printed."""
+    updates: int = 5
+    """Updates of each candidate in a round."""
+    warm_up: int = 3
+    """Updates before the first round."""
+    json: Path | None = None
+    """File for the records and the machine's facts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,6 +264,13 @@ def _demo(argv: list[str]) -> int:
     return demo(args)
 
 
+def _bench(argv: list[str]) -> int:
+    args = tyro.cli(BenchArgs, args=argv, prog="qcse bench")
+    from .bench import bench
+
+    return bench(args)
+
+
 def _doctor(argv: list[str]) -> int:
     argparse.ArgumentParser(prog="qcse doctor", description="What is installed, built, and missing.").parse_args(argv)
     from .doctor import doctor
@@ -239,6 +284,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": _report,
     "collect": _collect,
     "demo": _demo,
+    "bench": _bench,
     "doctor": _doctor,
 }
 

@@ -131,7 +131,7 @@ class Trainer:
         self.evaluator: Evaluator | None = None
         self.last_score = float("nan")
         self._interrupted = False
-        self._log_rows: dict[str, int] | None = None
+        self._resumed: dict[str, Any] | None = None
         if state is not None:
             self._load(state)
 
@@ -180,16 +180,18 @@ class Trainer:
             return
         config = self.config
         self.out.mkdir(parents=True, exist_ok=True)
-        resumed = self._log_rows is not None
-        if not resumed:
+        resumed = self._resumed
+        if resumed is None:
             write_json(self.out / "config.json", to_dict(config))
         facts = machine_facts() | {"device": str(self.device), "data": self.data_facts}
         write_json(self.out / "machine.json", facts)
-        self.log = RunLog(self.out, resume_rows=self._log_rows)
+        self.log = RunLog(self.out, resume_rows=resumed and resumed["log_rows"])
+        if resumed is not None:  # what was written after the checkpoint will be written again
+            checkpoint.drop_segments(self.out, resumed["buffer"])
         self.started = self.saved_at = time.monotonic()
         self.speed_mark = (time.monotonic(), self.step)
         with self._interruptible(), self._progress() as bar:
-            if not resumed:
+            if resumed is None:
                 self._save()
                 self._evaluate(bar)
                 if config.offline_steps == 0:
@@ -410,6 +412,9 @@ class Trainer:
 
     def _save(self) -> None:
         self.saved_at = time.monotonic()
+        # Monte-Carlo returns of the running episodes are still to be filled in.
+        settled = self.buffer.added - max(len(slots) for slots in self.episode_slots)
+        buffer = checkpoint.save_buffer(self.out, self.buffer, settled)
         checkpoint.save(
             self.out / checkpoint.NAME,
             {
@@ -417,7 +422,7 @@ class Trainer:
                 "step": self.step,
                 "agent": self.agent.state_dict(),
                 "reward": self.reward.state_dict(),
-                "buffer": self.buffer.state_dict(),
+                "buffer": buffer,
                 "streams": self.streams.state_dict(),
                 "environments": [env.state_dict() for env in self.envs],
                 "episodes": {
@@ -435,6 +440,7 @@ class Trainer:
                 "dataset": self.fingerprint,
             },
         )
+        checkpoint.drop_segments(self.out, buffer)
 
     def _load(self, state: dict[str, Any]) -> None:
         if state["dataset"] != self.fingerprint:
@@ -453,13 +459,13 @@ class Trainer:
         self.total_steps, self.wall_before = state["total_steps"], state["wall_seconds"]
         self.agent.load_state_dict(state["agent"])
         self.reward.load_state_dict(state["reward"], self.agent)
-        self.buffer.load_state_dict(state["buffer"])
+        checkpoint.load_buffer(self.out, self.buffer, state["buffer"])
         self.streams.load_state_dict(state["streams"])
         episodes = state["episodes"]
         self.episode_slots, self.episode_rewards = episodes["slots"], episodes["rewards"]
         self.last_return, self.last_length = episodes["last_return"], episodes["last_length"]
         self.metric_sums, self.metric_count = state["metrics"]["sums"], state["metrics"]["count"]
-        self._log_rows = state["log_rows"]
+        self._resumed = {"log_rows": state["log_rows"], "buffer": {"segments": state["buffer"]["segments"]}}
         if not self.finished:
             for env, env_state in zip(self.envs, state["environments"], strict=True):
                 env.load_state_dict(env_state)

@@ -211,15 +211,25 @@ class TestBuffer:
         mixed = buffer.sample(streams, 6000, None).online.float().mean(1)
         assert mixed.tolist() == pytest.approx([1 / 6, 1 / 6], abs=0.03)
 
-    def test_only_filled_rows_are_saved(self) -> None:
-        buffer, other = self.buffer(5, 1000), self.buffer(5, 1000)
-        for i in range(7):
-            self.add(buffer, float(i))
-        state = buffer.state_dict()
-        assert state["online"]["observations"].shape == (2, 7, 1)
-        assert state["online"]["observations"].untyped_storage().nbytes() == 2 * 7 * 4
-        other.load_state_dict(state)
-        assert torch.equal(other.gather(other.all_online()).rewards, buffer.gather(buffer.all_online()).rewards)
+    @pytest.mark.parametrize("segment", [4, 10_000])
+    def test_a_checkpoint_restores_what_the_ring_holds(self, segment: int, tmp_path: Path, monkeypatch) -> None:
+        monkeypatch.setattr(checkpoint, "SEGMENT", segment)
+        buffer = self.buffer(5, 16)
+        for added in range(1, 60):
+            self.add(buffer, float(added))
+            if added % 3 and added != 59:
+                continue
+            state = checkpoint.save_buffer(tmp_path, buffer, settled=max(0, added - 2))
+            checkpoint.save(tmp_path / checkpoint.NAME, state)
+            checkpoint.drop_segments(tmp_path, state)
+            other = self.buffer(5, 16)
+            checkpoint.load_buffer(tmp_path, other, checkpoint.load(tmp_path / checkpoint.NAME))
+            assert other.added == added
+            got, want = (b.gather(b.all_online()) for b in (other, buffer))
+            assert torch.equal(got.rewards, want.rewards) and torch.equal(got.observations, want.observations)
+            # at most a segment and what is not settled is written again each time
+            assert state["rows"]["rewards"].shape[1] <= (4 + 2 if segment == 4 else 16)
+            assert len(list(tmp_path.glob("buffer/*.pt"))) <= (5 if segment == 4 else 0)
 
 
 def test_streams_are_independent_and_restorable() -> None:
