@@ -29,6 +29,15 @@ REFERENCE_SCORES: dict[str, tuple[float, float]] = {
     "door": (-56.512833, 2880.5693087298737),
     "hammer": (-274.856578, 12794.134825156867),
     "relocate": (-6.425911, 4233.877797728884),
+    "maze2d-open": (0.01, 20.66),
+    "maze2d-umaze": (23.85, 161.86),
+    "maze2d-medium": (13.13, 277.39),
+    "maze2d-large": (6.7, 273.99),
+    "maze2d-open-dense": (11.17817, 27.166538620695782),
+    "maze2d-umaze-dense": (68.537689, 193.66285642381482),
+    "maze2d-medium-dense": (44.264742, 297.4552547777125),
+    "maze2d-large-dense": (30.569041, 303.4857382709002),
+    "pointmaze": (0.0, 1.0),  # this package's own task, which ends at the goal: success in percent, as in antmaze
 }
 
 REQUIRED_KEYS = ("observations", "actions", "rewards", "terminals")
@@ -449,10 +458,16 @@ def monte_carlo_returns(
 def task_family(env_id: str) -> str:
     """Task family of an environment's name, a key of REFERENCE_SCORES, or "other": "Hopper-v5" -> "hopper".
 
-    Names in a namespace ("dm_control/hopper-hop-v0") are other tasks under familiar names, and so "other".
+    Names in a namespace ("dm_control/hopper-hop-v0") are other tasks under familiar names, and so "other"; those in
+    this package's own, "qcse/", are D4RL's. Gymnasium-Robotics's point mazes differ from D4RL's: "other".
     """
-    name = env_id.rsplit(":", 1)[-1].split("-")[0].lower()
-    family = "antmaze" if name.startswith("antmaze") else name
+    own = env_id.lower().removeprefix("qcse/")
+    if own.startswith("maze2d-"):
+        family = own.rpartition("-v")[0] or own
+    else:
+        family = own.rsplit(":", 1)[-1].split("-")[0].removeprefix("adroithand")
+        if family.startswith("antmaze"):
+            family = "antmaze"
     return family if family in REFERENCE_SCORES else "other"
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,13 @@ import torch
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
+from . import d4rl_envs
 from .datasets import REFERENCE_SCORES, Transitions, task_family
 from .errors import QcseError
 
 _log = logging.getLogger(__name__)
+
+MINARI = "minari:"
 
 Policy = Callable[[NDArray[np.float32]], Any]  # observations [E, D] -> actions [E, A], array or tensor
 
@@ -49,12 +53,20 @@ class Task:
 
 
 def task_for(env_id: str) -> Task:
-    """The task of a Gymnasium name such as "Hopper-v5"; "module:Name-v0" imports the module that registers it.
+    """The task of a Gymnasium name such as "Hopper-v5".
+
+    "module:Name-v0" imports the module that registers it; names of Gymnasium-Robotics need no module; "minari:ID" is
+    the environment that a Minari dataset was recorded in.
 
     Raises:
         EnvError: no such environment (the message has near matches), or one without a time limit.
     """
+    if env_id.startswith(MINARI):
+        spec = _minari_spec(env_id)
+        return Task(env_id, "other", None, spec.max_episode_steps)
     module, _, name = env_id.rpartition(":")
+    if d4rl_envs.ROBOTICS.match(name):
+        _register_robotics(name)
     if module:
         try:
             importlib.import_module(module)
@@ -73,6 +85,30 @@ def task_for(env_id: str) -> Task:
         )
     family = task_family(env_id)
     return Task(env_id, family, REFERENCE_SCORES.get(family), spec.max_episode_steps)
+
+
+def _register_robotics(name: str) -> None:
+    """Register Gymnasium-Robotics's environments, once."""
+    if name in gymnasium.registry:
+        return
+    try:
+        d4rl_envs.register_robotics()
+    except ImportError as error:
+        raise EnvError(
+            f"env: {name} is part of Gymnasium-Robotics, which is not installed ({error}); pip install 'qcse[maze]'"
+        ) from error
+
+
+def _minari_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
+    """The environment of "minari:ID" as the dataset stores it, with a time limit."""
+    from .minari_data import environment_spec
+
+    spec = environment_spec(env_id.removeprefix(MINARI))
+    if d4rl_envs.ROBOTICS.match(spec.id):
+        _register_robotics(spec.id)
+    if spec.max_episode_steps is None:
+        raise EnvError(f"env: {env_id} was recorded without a time limit; name the environment itself with --env")
+    return spec
 
 
 def _near(name: str) -> str:
@@ -107,10 +143,83 @@ class _UnitActions(gymnasium.Wrapper[NDArray[np.float32], NDArray[np.float32], A
         return np.asarray(observation, np.float32), float(reward), bool(terminated), bool(truncated), info
 
 
+def goal_is_fixed(maze_map: Sequence[Sequence[Any]] | None) -> bool:
+    """Whether a map of Gymnasium-Robotics leaves one cell for the goal: "g" and "c" cells, any free one if none."""
+    if maze_map is None:
+        return False
+    cells = [cell for row in maze_map for cell in row]
+    marked = sum(cell in ("g", "c") for cell in cells)
+    return (marked or sum(cell != 1 for cell in cells)) == 1
+
+
+def flat_parts(
+    sizes: Mapping[str, int], env_id: str, maze_map: Sequence[Sequence[Any]] | None
+) -> list[tuple[str, int]]:
+    """How a Dict observation becomes a vector: (key, how many of its first numbers) in order.
+
+    Goal environments give their observation, followed by the goal unless it always lies in one cell. AntMaze gives
+    D4RL's 29 numbers first: x, y, then the ant's 27, without v5's contact forces. Any other Dict: all keys, sorted.
+
+    Args:
+        sizes: key -> length of its vector.
+        env_id: Gymnasium's name.
+        maze_map: the maze, where there is one.
+    """
+    if set(sizes) != {"observation", "achieved_goal", "desired_goal"}:
+        return sorted(sizes.items())
+    parts = [("observation", sizes["observation"])]
+    if env_id.rsplit("/", 1)[-1].startswith("AntMaze"):
+        parts = [("achieved_goal", 2), ("observation", 27)]
+    if not goal_is_fixed(maze_map):
+        parts.append(("desired_goal", sizes["desired_goal"]))
+    return parts
+
+
+class _FlatObservation(gymnasium.ObservationWrapper[NDArray[np.float64], Any, Any]):
+    """A Dict observation as one vector; see `flat_parts`."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], parts: list[tuple[str, int]]) -> None:
+        super().__init__(env)
+        self.parts = parts
+        size = sum(length for _, length in parts)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
+
+    def observation(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+        return np.concatenate([np.asarray(observation[key]).reshape(-1)[:length] for key, length in self.parts])
+
+
+def dict_sizes(space: gymnasium.spaces.Space[Any]) -> dict[str, int] | None:
+    """Key -> length for a Dict of vectors, None for any other space."""
+    if not isinstance(space, gymnasium.spaces.Dict):
+        return None
+    boxes = {key: box for key, box in space.spaces.items() if isinstance(box, gymnasium.spaces.Box)}
+    return {key: int(np.prod(box.shape)) for key, box in boxes.items()} if len(boxes) == len(space.spaces) else None
+
+
+def _maze_options(name: str) -> dict[str, Any]:
+    """D4RL's goal (and AntMaze's start) for Gymnasium-Robotics's plain mazes, whose goal is in any cell otherwise."""
+    match = re.fullmatch(r"(Ant|Point)Maze_(UMaze|Medium|Large)(Dense)?-v\d+", name)
+    if match is None:
+        return {}
+    maze = match[2].lower()
+    cells: list[list[Any]] = [[int(cell == "#") for cell in row] for row in d4rl_envs.MAZES[maze]]
+    if match[1] == "Point":
+        row, column = d4rl_envs.POINT_GOALS[maze]
+        cells[row][column] = "g"
+        return {"maze_map": cells}
+    row, column = d4rl_envs.ANT_GOALS[maze]
+    cells[row][column] = "g"
+    cells[d4rl_envs.ANT_START[0]][d4rl_envs.ANT_START[1]] = "r"
+    return {"maze_map": cells, "continuing_task": False}
+
+
 def make_env(env_id: str) -> gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]:
     """Make an environment with actions in [-1, 1]^A, float32 observations [D], and its time limit.
 
-    Actions are mapped affinely to the environment's own bounds where those differ; they are not clipped.
+    Actions are mapped affinely to the environment's own bounds where those differ; they are not clipped. Dict
+    observations become vectors (`flat_parts`). Gymnasium-Robotics's AntMaze and PointMaze of size UMaze, Medium and
+    Large get D4RL's goal cell, AntMaze its start cell and its end at the goal as well: as registered they put goals
+    anywhere and go on for ever. Their coordinates stay Gymnasium-Robotics's; D4RL's files need `qcse/antmaze-...`.
 
     Raises:
         EnvError: unknown name, observations or actions that are not a bounded vector of numbers, or what it needs is
@@ -121,12 +230,19 @@ def make_env(env_id: str) -> gymnasium.Env[NDArray[np.float32], NDArray[np.float
     try:
         with warnings.catch_warnings():
             # Data recorded in an older version is a good reason to ask for it.
-            warnings.filterwarnings("ignore", message=r".*is out of date.*")
-            env = gymnasium.make(env_id, disable_env_checker=True)
+            warnings.filterwarnings("ignore", message=r".*(is out of date|deprecat|in favor of).*")
+            target = _minari_spec(env_id) if env_id.startswith(MINARI) else env_id
+            options = {} if env_id.startswith(MINARI) else _maze_options(env_id.rpartition(":")[2])
+            env = gymnasium.make(target, disable_env_checker=True, **options)
     except (gymnasium.error.Error, ImportError) as error:
         raise EnvError(
-            f"env: {env_id} cannot be made ({error}); `pip install 'gymnasium[mujoco]'` for MuJoCo's"
+            f"env: {env_id} cannot be made ({error}); `pip install 'gymnasium[mujoco]'` for MuJoCo's, "
+            "`pip install 'qcse[maze]'` for Gymnasium-Robotics's"
         ) from error
+    sizes = dict_sizes(env.observation_space)
+    if sizes is not None:
+        assert env.spec is not None
+        env = _FlatObservation(env, flat_parts(sizes, env.spec.id, env.spec.kwargs.get("maze_map")))
     observation, action = env.observation_space, env.action_space
     if not isinstance(observation, gymnasium.spaces.Box) or len(observation.shape) != 1:
         raise EnvError(f"env: {env_id} observes {observation}; expected a vector: a Box of shape (D,)")

@@ -1,0 +1,365 @@
+"""The environments of D4RL's files (arXiv 2004.07219) on today's MuJoCo, in D4RL's own coordinates.
+
+Gymnasium-Robotics has mazes with the same walls, but centres them and mirrors y, steps its ant at half the interval
+with five times the torque, and moves goals anywhere: a policy learnt from D4RL's files is lost there. Here a state of a
+file is a state of the simulator (`qcse data check` tells how well a file's physics are met):
+
+* `qcse/antmaze-{umaze,medium,large}-v2`: x, y, the other 13 of qpos, 14 of qvel. D4RL's ant: 0.02 s a simulation step,
+  5 of them an action, torques up to 30, contacts with solref 0.02 1 and solimp 0.8 0.8 0.01. Start at the origin,
+  goal drawn at each reset from its cell; reward 1 and the end within 0.5 of it.
+* `qcse/antmaze-*-v4`: the same with Gymnasium's ant (0.01 s, torques up to 150).
+* `qcse/maze2d-{open,umaze,medium,large}[-dense]`: a ball pushed by forces, start anywhere, fixed goal, never ends;
+  reward 1 within 0.5 of the goal, or exp(-distance) at every step (dense).
+* `qcse/pointmaze-umaze-v0`: this package's own small task. Maze2d's ball under AntMaze's rules: start at one end,
+  reward 1 and the end within 0.5 of the goal at the other.
+* `qcse/ant-v4`: Ant-v4 with D4RL's 111 numbers, contact forces among them.
+* `qcse/{pen,door,hammer,relocate}-v1`: Gymnasium-Robotics's Adroit hand with D4RL's limits; a dropped pen ends the
+  episode.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+GOAL_RADIUS = 0.5
+
+ROBOTICS = re.compile(r"(AntMaze|PointMaze|AdroitHand|Fetch|HandReach|HandManipulate|FrankaKitchen)")
+
+# '#' is a wall. Rows are counted along y in AntMaze and along x in Maze2d.
+MAZES: dict[str, tuple[str, ...]] = {
+    "open": ("#######", "#.....#", "#.....#", "#.....#", "#######"),
+    "umaze": ("#####", "#...#", "###.#", "#...#", "#####"),
+    "medium": ("########", "#..##..#", "#..#...#", "##...###", "#..#...#", "#.#..#.#", "#...#..#", "########"),
+    "large": (
+        "############",
+        "#....#.....#",
+        "#.##.#.#.#.#",
+        "#......#...#",
+        "#.####.###.#",
+        "#..#.#.....#",
+        "##.#.#.#.###",
+        "#..#...#...#",
+        "############",
+    ),
+}
+# (row, column) of the goal
+ANT_GOALS = {"umaze": (3, 1), "medium": (6, 6), "large": (7, 9)}
+POINT_GOALS = {"open": (2, 3), "umaze": (1, 1), "medium": (6, 6), "large": (7, 9)}
+ANT_START = (1, 1)
+
+ANT_SCALE = 4.0  # side of a cell
+POINT_OFFSET = 0.2  # the ball's coordinates are 0.2 short of its place: a cell's centre is its index less 0.2
+
+# ant -> (seconds a simulation step, torque at full action, solref and solimp of contacts or None for MuJoCo's own)
+ANTS = {"d4rl": ("0.02", "30", (".02 1", ".8 .8 .01")), "gymnasium": ("0.01", "150", None)}
+
+
+def free_cells(maze: str) -> list[tuple[int, int]]:
+    """(row, column) of every cell that is not a wall."""
+    return [(i, j) for i, row in enumerate(MAZES[maze]) for j, cell in enumerate(row) if cell != "#"]
+
+
+class MazeEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
+    """A body in a maze, simulated by MuJoCo; subclasses place it and its goal.
+
+    Attributes:
+        maze: a key of MAZES.
+        goal: [2] float64, the goal of the current episode.
+        model, data: MuJoCo's.
+    """
+
+    metadata = {"render_modes": []}
+    frame_skip = 1
+    observed: tuple[int, int]  # how many of qpos and qvel are observed
+
+    def __init__(self, maze: str, xml: str) -> None:
+        import mujoco
+
+        self._mujoco = mujoco
+        self.maze = maze
+        self.model = mujoco.MjModel.from_xml_string(xml)
+        self.data = mujoco.MjData(self.model)
+        self.goal: NDArray[np.float64] = np.zeros(2)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (self.model.nu,), np.float32)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (sum(self.observed),), np.float64)
+
+    @property
+    def dt(self) -> float:
+        """Seconds an action lasts."""
+        return float(self.model.opt.timestep) * self.frame_skip
+
+    def set_state(self, qpos: NDArray[Any], qvel: NDArray[Any]) -> None:
+        """Put the body to a state of a file: `infos/qpos` and `infos/qvel`."""
+        self.data.qpos[:], self.data.qvel[:] = qpos, qvel
+        self._mujoco.mj_forward(self.model, self.data)
+
+    def observation(self) -> NDArray[np.float64]:
+        """The current state as it is observed, [D]."""
+        qpos, qvel = self.observed
+        return np.concatenate([self.data.qpos[:qpos], self.data.qvel[:qvel]])
+
+    @property
+    def distance(self) -> float:
+        """From the body to the goal, in the plane."""
+        return float(np.linalg.norm(self.data.qpos[:2] - self.goal))
+
+    def cell_xy(self, cell: tuple[int, int]) -> NDArray[np.float64]:
+        """Coordinates of a cell's nominal point, the one that D4RL draws starts and goals around, [2]."""
+        raise NotImplementedError
+
+    def xy_cell(self, xy: NDArray[Any]) -> tuple[int, int]:
+        """(row, column) of the cell that a point lies in."""
+        raise NotImplementedError
+
+    def _place(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Draw the goal and a start: qpos, qvel."""
+        raise NotImplementedError
+
+    def _judge(self) -> tuple[float, bool]:
+        """Reward and whether the episode ends."""
+        reached = self.distance <= GOAL_RADIUS
+        return float(reached), reached
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        """Begin an episode. `options` may hold "goal" and "position", [2] each, in place of what is drawn."""
+        super().reset(seed=seed)
+        self._mujoco.mj_resetData(self.model, self.data)
+        qpos, qvel = self._place()
+        if options and options.get("goal") is not None:
+            self.goal = np.array(options["goal"], np.float64)
+        if options and options.get("position") is not None:
+            qpos[:2] = options["position"]
+        self.set_state(qpos, qvel)
+        return self.observation(), {"success": self.distance <= GOAL_RADIUS, "goal": self.goal.copy()}
+
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+        self.data.ctrl[:] = np.clip(action, -1.0, 1.0)
+        for _ in range(self.frame_skip):
+            self._mujoco.mj_step(self.model, self.data)
+        reward, ended = self._judge()
+        return self.observation(), reward, ended, False, {"success": self.distance <= GOAL_RADIUS}
+
+
+class AntMazeEnv(MazeEnv):
+    """D4RL's AntMaze; rows of the maze along y, the start cell at the origin."""
+
+    frame_skip = 5
+    observed = (15, 14)
+
+    def __init__(self, maze: str, ant: str = "d4rl") -> None:
+        super().__init__(maze, _ant_xml(maze, ant))
+
+    def cell_xy(self, cell: tuple[int, int]) -> NDArray[np.float64]:
+        return ANT_SCALE * np.array([cell[1] - ANT_START[1], cell[0] - ANT_START[0]], np.float64)
+
+    def xy_cell(self, xy: NDArray[Any]) -> tuple[int, int]:
+        column, row = np.floor(np.asarray(xy[:2]) / ANT_SCALE + 0.5).astype(int)
+        return int(row) + ANT_START[0], int(column) + ANT_START[1]
+
+    def _place(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        random = self.np_random
+        # D4RL's two draws one after the other: up to 1, then up to 0.5, towards positive x and y.
+        self.goal = self.cell_xy(ANT_GOALS[self.maze]) + random.uniform(0, 1.0, 2) + random.uniform(0, 0.5, 2)
+        qpos = self.model.qpos0 + random.uniform(-0.1, 0.1, self.model.nq)
+        return qpos, 0.1 * random.standard_normal(self.model.nv)
+
+
+class PointMazeEnv(MazeEnv):
+    """D4RL's Maze2d; rows of the maze along x.
+
+    Args:
+        maze: a key of MAZES.
+        dense: reward exp(-distance) instead of 1 within GOAL_RADIUS.
+        episodic: AntMaze's rules: start at the far end of the maze, end at the goal.
+    """
+
+    observed = (2, 2)
+
+    def __init__(self, maze: str, dense: bool = False, episodic: bool = False) -> None:
+        super().__init__(maze, _point_xml(maze))
+        self.dense, self.episodic = dense, episodic
+        self.goal = self.cell_xy(POINT_GOALS[maze])
+
+    def cell_xy(self, cell: tuple[int, int]) -> NDArray[np.float64]:
+        return np.array(cell, np.float64)
+
+    def xy_cell(self, xy: NDArray[Any]) -> tuple[int, int]:
+        row, column = np.floor(np.asarray(xy[:2]) + POINT_OFFSET + 0.5).astype(int)
+        return int(row), int(column)
+
+    def _place(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        random, cells = self.np_random, free_cells(self.maze)
+        self.goal = self.cell_xy(POINT_GOALS[self.maze])
+        cell = cells[int(random.integers(len(cells)))]
+        if self.episodic:
+            far = shortest_paths(self.maze, POINT_GOALS[self.maze])
+            cell = max(cells, key=lambda c: far[c])
+        qpos = self.cell_xy(cell) + random.uniform(-0.1, 0.1, 2)
+        return qpos, 0.1 * random.standard_normal(2)
+
+    def _judge(self) -> tuple[float, bool]:
+        reached = self.distance <= GOAL_RADIUS
+        reward = float(np.exp(-self.distance)) if self.dense else float(reached)
+        return reward, reached and self.episodic
+
+    def step(self, action: NDArray[Any]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+        self.set_state(self.data.qpos, np.clip(self.data.qvel, -5.0, 5.0))  # forces alone would speed it up for ever
+        return super().step(action)
+
+
+def shortest_paths(maze: str, to: tuple[int, int]) -> dict[tuple[int, int], int]:
+    """Cell -> number of moves to `to`, for every free cell; breadth first."""
+    free, distance, front = set(free_cells(maze)), {to: 0}, [to]
+    while front:
+        following = []
+        for i, j in front:
+            for near in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)):
+                if near in free and near not in distance:
+                    distance[near] = distance[i, j] + 1
+                    following.append(near)
+        front = following
+    return distance
+
+
+def _ant_xml(maze: str, ant: str) -> str:
+    """Gymnasium's ant with the numbers of ANTS, between the maze's walls."""
+    import gymnasium.envs.mujoco
+
+    timestep, torque, contact = ANTS[ant]
+    root = ET.parse(Path(gymnasium.envs.mujoco.__file__).parent / "assets" / "ant.xml").getroot()
+    option, geom, world = root.find("option"), root.find("default/geom"), root.find("worldbody")
+    assert option is not None and geom is not None and world is not None
+    option.set("timestep", timestep)
+    for motor in root.iter("motor"):
+        motor.set("gear", torque)
+    if contact is not None:
+        geom.set("solref", contact[0])
+        geom.set("solimp", contact[1])
+    half, height = ANT_SCALE / 2, ANT_SCALE / 4
+    for i, row in enumerate(MAZES[maze]):
+        for j, cell in enumerate(row):
+            if cell == "#":
+                x, y = ANT_SCALE * (j - ANT_START[1]), ANT_SCALE * (i - ANT_START[0])
+                size, place = f"{half} {half} {height}", f"{x} {y} {height}"
+                ET.SubElement(world, "geom", type="box", pos=place, size=size, contype="1", conaffinity="1")
+    return ET.tostring(root, encoding="unicode")
+
+
+def _point_xml(maze: str) -> str:
+    """A ball on two slides, pushed by two forces, between the maze's walls."""
+    walls = "".join(
+        f'<geom type="box" pos="{i + 1} {j + 1} 0" size="0.5 0.5 0.2" conaffinity="1"/>'
+        for i, row in enumerate(MAZES[maze])
+        for j, cell in enumerate(row)
+        if cell == "#"
+    )
+    at = 1 + POINT_OFFSET
+    return f"""<mujoco>
+      <compiler inertiafromgeom="true" angle="radian"/>
+      <option timestep="0.01" gravity="0 0 0" iterations="20" integrator="Euler"/>
+      <default>
+        <joint damping="1" limited="false"/>
+        <geom friction=".5 .1 .1" density="1000" margin="0.002" condim="1" contype="2" conaffinity="1"/>
+      </default>
+      <worldbody>
+        <geom type="plane" size="40 40 0.25" pos="0 0 -0.1" contype="1" conaffinity="0"/>
+        <body pos="{at} {at} 0">
+          <geom type="sphere" size="0.1" contype="1"/>
+          <joint name="x" type="slide" axis="1 0 0"/>
+          <joint name="y" type="slide" axis="0 1 0"/>
+        </body>
+        {walls}
+      </worldbody>
+      <actuator>
+        <motor joint="x" ctrlrange="-1 1" ctrllimited="true" gear="100"/>
+        <motor joint="y" ctrlrange="-1 1" ctrllimited="true" gear="100"/>
+      </actuator>
+    </mujoco>"""
+
+
+class _DroppedPen(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """The pen task ends where the pen falls below the palm, as D4RL's does."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        inner: Any = self.env.unwrapped
+        dropped = bool(inner.data.xpos[inner.obj_body_id][2] < 0.075)
+        return observation, reward, terminated or dropped, truncated, info
+
+
+def register_robotics() -> None:
+    """Register Gymnasium-Robotics's environments; ImportError where that package is missing.
+
+    It also registers outdated versions of Gymnasium's own names (Hopper-v2), which are left as they were: what a name
+    stands for must not depend on what else was used before.
+    """
+    before = dict(gymnasium.registry)
+    import gymnasium_robotics
+
+    gymnasium.register_envs(gymnasium_robotics)
+    for name in list(gymnasium.registry):
+        if not ROBOTICS.match(name):
+            if name in before:
+                gymnasium.registry[name] = before[name]
+            else:
+                del gymnasium.registry[name]
+
+
+def _adroit(task: str) -> gymnasium.Env[Any, Any]:
+    """Gymnasium-Robotics's hand without its time limit."""
+    if f"AdroitHand{task}-v1" not in gymnasium.registry:
+        register_robotics()
+    env = gymnasium.make(f"AdroitHand{task}-v1", max_episode_steps=-1, disable_env_checker=True)
+    return _DroppedPen(env) if task == "Pen" else env
+
+
+def _register() -> None:
+    here = f"{__name__}:"
+    for maze, limit in (("umaze", 700), ("medium", 1000), ("large", 1000)):
+        for version, ant in (("v2", "d4rl"), ("v4", "gymnasium")):
+            gymnasium.register(
+                f"qcse/antmaze-{maze}-{version}",
+                entry_point=f"{here}AntMazeEnv",
+                max_episode_steps=limit,
+                kwargs={"maze": maze, "ant": ant},
+            )
+    for maze, limit in (("open", 150), ("umaze", 300), ("medium", 600), ("large", 800)):
+        version = "v0" if maze == "open" else "v1"
+        for word, dense in (("", False), ("-dense", True)):
+            gymnasium.register(
+                f"qcse/maze2d-{maze}{word}-{version}",
+                entry_point=f"{here}PointMazeEnv",
+                max_episode_steps=limit,
+                kwargs={"maze": maze, "dense": dense},
+            )
+    gymnasium.register(
+        "qcse/pointmaze-umaze-v0",
+        entry_point=f"{here}PointMazeEnv",
+        max_episode_steps=300,
+        kwargs={"maze": "umaze", "episodic": True},
+    )
+    gymnasium.register(
+        "qcse/ant-v4",
+        entry_point="gymnasium.envs.mujoco.ant_v4:AntEnv",
+        max_episode_steps=1000,
+        kwargs={"use_contact_forces": True},
+    )
+    for task, limit in (("pen", 100), ("door", 200), ("hammer", 200), ("relocate", 200)):
+        gymnasium.register(
+            f"qcse/{task}-v1",
+            entry_point=f"{here}_adroit",
+            max_episode_steps=limit,
+            kwargs={"task": task.capitalize()},
+        )
+
+
+_register()
