@@ -1,0 +1,157 @@
+// One source, two compilers: nvcc builds the kernels for GPUs, a host compiler builds them for the emulator in
+// tests/emulator, which defines QCSE_EMULATED_CUDA. Everything that differs between the two worlds is in this header.
+//
+// Rules that keep a kernel fit for both: launch with `launch_kernel`, take shared memory through SharedLayout and
+// shared_array, fuse with fma_rn and take roots with sqrt_rn, and hide any other special instruction behind a wrapper
+// here that has a twin in the emulator.
+#pragma once
+#if defined(__CUDACC__)
+#include <cuda_pipeline_primitives.h>
+#include <cuda_runtime.h>
+#elif defined(QCSE_EMULATED_CUDA)
+#include "cuda_emulator.h"
+#else
+#error "the kernels are compiled by nvcc or, for the emulator, with QCSE_EMULATED_CUDA"
+#endif
+
+#include <cfloat>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+namespace qcse::cuda {
+
+inline constexpr unsigned kFullWarp = 0xffffffffu;
+inline constexpr int kWarp = 32;
+
+// --- Arithmetic with one rounding, the same on every device ---------------------------------------------------------
+#if defined(__CUDACC__)
+__device__ __forceinline__ float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ __forceinline__ double fma_rn(double a, double b, double c) { return __fma_rn(a, b, c); }
+__device__ __forceinline__ float sqrt_rn(float a) { return __fsqrt_rn(a); }
+__device__ __forceinline__ double sqrt_rn(double a) { return __dsqrt_rn(a); }
+#else
+inline float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double fma_rn(double a, double b, double c) { return __builtin_fma(a, b, c); }
+inline float sqrt_rn(float a) { return __builtin_sqrtf(a); }
+inline double sqrt_rn(double a) { return __builtin_sqrt(a); }
+#endif
+
+template <typename T>
+struct Limits;
+template <>
+struct Limits<float> {
+  static constexpr float kMax = FLT_MAX;
+  static constexpr float kMinNormal = FLT_MIN;
+};
+template <>
+struct Limits<double> {
+  static constexpr double kMax = DBL_MAX;
+  static constexpr double kMinNormal = DBL_MIN;
+};
+
+template <typename T>
+__device__ __forceinline__ T infinity() {
+  return static_cast<T>(INFINITY);
+}
+template <typename T>
+__device__ __forceinline__ T not_a_number() {
+  return static_cast<T>(NAN);
+}
+__device__ __forceinline__ float magnitude(float a) { return fabsf(a); }
+__device__ __forceinline__ double magnitude(double a) { return fabs(a); }
+template <typename T>
+__device__ __forceinline__ bool is_finite(T a) {
+  return magnitude(a) <= Limits<T>::kMax;  // false for NaN
+}
+// Neither argument is ever NaN where these are used.
+template <typename T>
+__device__ __forceinline__ T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+template <typename T>
+__device__ __forceinline__ T larger(T a, T b) {
+  return a > b ? a : b;
+}
+__device__ __forceinline__ float smaller(float a, float b) { return fminf(a, b); }
+__device__ __forceinline__ double smaller(double a, double b) { return fmin(a, b); }
+__device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
+
+// --- Shared memory --------------------------------------------------------------------------------------------------
+// N values that travel in one or two vector instructions.
+template <typename T, int N>
+struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
+  T at[N];
+};
+
+template <int N, typename T>
+__device__ __forceinline__ Pack<T, N> load_pack(const T* p) {
+#if !defined(__CUDACC__)
+  emulator::require_alignment(p, alignof(Pack<T, N>));
+#endif
+  return *reinterpret_cast<const Pack<T, N>*>(p);
+}
+
+// Host and device compute the same layout: the host for the size of the launch, the device for the addresses. In the
+// emulator a red zone follows each array, so that running past one array into the next is found.
+class SharedLayout {
+ public:
+  template <typename T>
+  __host__ __device__ constexpr size_t add(size_t count) {
+    const size_t at = end_;
+    end_ = (at + count * sizeof(T) + kRedZone + 15) / 16 * 16;
+    return at;
+  }
+  __host__ __device__ constexpr size_t bytes() const { return end_; }
+
+ private:
+#if defined(__CUDACC__)
+  static constexpr size_t kRedZone = 0;
+#else
+  static constexpr size_t kRedZone = 64;
+#endif
+  size_t end_ = 0;
+};
+
+// The array of `count` elements at `offset` of a SharedLayout.
+template <typename T>
+__device__ __forceinline__ T* shared_array(size_t offset, size_t count) {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(16) unsigned char qcse_shared_memory[];
+  static_cast<void>(count);
+  return reinterpret_cast<T*>(qcse_shared_memory + offset);
+#else
+  return static_cast<T*>(emulator::shared_array(offset, count * sizeof(T)));
+#endif
+}
+
+// Copies kBytes (4, 8 or 16, both addresses aligned to it) from global to shared memory in the background. The data is
+// there for the calling thread after copies_wait(), and for the block after the barrier that follows.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  __pipeline_memcpy_async(shared, global, kBytes);
+}
+__device__ __forceinline__ void copies_commit() { __pipeline_commit(); }
+__device__ __forceinline__ void copies_wait() { __pipeline_wait_prior(0); }
+
+// --- Launching ------------------------------------------------------------------------------------------------------
+// Raises the kernel's limit of dynamic shared memory where the default of 48 KiB is too small.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                          cudaStream_t stream, const Arguments&... arguments) {
+  if (shared_bytes > 48 * 1024) {
+    const cudaError_t status =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes));
+    if (status != cudaSuccess) return status;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+}  // namespace qcse::cuda

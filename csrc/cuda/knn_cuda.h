@@ -1,0 +1,39 @@
+// The CUDA launchers of the contract in knn.h. No CUDA and no torch header is needed to call them.
+#pragma once
+#include <cstddef>
+
+#include "knn.h"
+
+namespace qcse::cuda {
+
+// What the choice of kernel and grid may depend on, beside the problem's shape. Nothing here depends on the data.
+struct Device {
+  int multiprocessors = 0;
+  size_t shared_bytes_per_block = 0;  // the opt-in limit
+};
+
+// A launch that failed names the kernel and the driver's reason; `error` is null where all went well.
+struct Status {
+  const char* kernel = "";
+  const char* error = nullptr;
+};
+
+// Makes this device current for the calls below and tells its facts. (The caller's own runtime library may be another
+// copy than the one in here, so its choice of device does not carry over.)
+Status select_device(int ordinal, Device* device);
+
+// Which kernel serves this shape: "small" or "large". The launchers follow it.
+template <typename T>
+const char* kernel_for(const KnnProblem<T>& problem);
+
+// Bytes of device memory, aligned to 256, that `launch` needs for this shape; may be 0. What it holds beforehand
+// does not matter.
+template <typename T>
+size_t workspace_bytes(const KnnProblem<T>& problem, const Device& device);
+
+// Enqueues the whole operator on `stream` (a cudaStream_t) of the current device and returns at once: no allocation,
+// no synchronisation, nothing on another stream, so a stream capture may contain it. The problem must not be empty.
+template <typename T>
+Status launch(const KnnProblem<T>& problem, const Device& device, void* workspace, void* stream);
+
+}  // namespace qcse::cuda

@@ -1,0 +1,252 @@
+// The inner part of the exact kernels: a block compares its tile of queries with one staged tile of candidates after
+// the other. A warp owns a few queries and a slice of every candidate tile; a lane owns a few candidates of the slice.
+#pragma once
+#include "device.h"
+#include "smallest.h"
+
+namespace qcse::cuda {
+
+// The division of labour in a block of 16 warps. A candidate tile is 256 candidates wide in every shape, so warps that
+// look at fewer candidates a lane share their queries with more other warps.
+template <typename T_, int kQueriesPerWarp_, int kCandidatesPerLane_>
+struct TileShape {
+  using T = T_;
+  static constexpr int kQueriesPerWarp = kQueriesPerWarp_;
+  static constexpr int kCandidatesPerLane = kCandidatesPerLane_;
+  static constexpr int kWarps = 16;
+  static constexpr int kThreads = kWarps * kWarp;
+  static constexpr int kTile = 256;
+  static constexpr int kSplits = kTile / (kWarp * kCandidatesPerLane);  // warps that share a query
+  static constexpr int kGroups = kWarps / kSplits;                      // warps that share a candidate
+  static constexpr int kQueries = kGroups * kQueriesPerWarp;            // queries of the block
+  // Dimensions staged at a time, as many as keeps two stages within about 50 KiB.
+  static constexpr int kMaxDepth = sizeof(T) == 4 ? 24 : 12;
+
+  // Dimensions of a chunk: equal shares, so that 17 dimensions are one chunk and 29 are two of 15.
+  static constexpr int depth_for(int dim) {
+    const int chunks = (dim + kMaxDepth - 1) / kMaxDepth;
+    return (dim + chunks - 1) / chunks;
+  }
+  // A stage holds [kTile][pitch]. Lanes read one dimension of consecutive candidates: an odd pitch keeps them in
+  // different banks.
+  __host__ __device__ static constexpr int pitch_for(int depth) { return depth | 1; }
+  __host__ __device__ static constexpr int stage_for(int depth) { return kTile * pitch_for(depth); }
+};
+
+// Starts the copy of one chunk of a candidate tile, [rows][dim] in global memory, to a stage; every thread of the block
+// takes part. rows: of the tile that exist, the others become zero. first_dim: of the chunk, whose width is `here`.
+template <typename Shape, typename T>
+__device__ __forceinline__ void stage_chunk(T* stage, const T* tile, int dim, int rows, int first_dim, int here,
+                                            int pitch) {
+  constexpr int kVector = 16 / sizeof(T);
+  const int thread = static_cast<int>(threadIdx.x);
+  if (here == dim && pitch == dim && rows >= Shape::kTile && reinterpret_cast<uintptr_t>(tile) % 16 == 0) {
+    for (int e = thread * kVector; e < Shape::kTile * dim; e += Shape::kThreads * kVector) {
+      copy_async<16>(stage + e, tile + e);
+    }
+  } else {
+    const int column = thread % kWarp;
+    if (column < here) {  // a chunk is never wider than a warp
+      for (int row = thread / kWarp; row < Shape::kTile; row += Shape::kWarps) {
+        T* const to = stage + row * pitch + column;
+        if (row < rows) {
+          copy_async<sizeof(T)>(to, tile + static_cast<int64_t>(row) * dim + first_dim + column);
+        } else {
+          *to = 0;
+        }
+      }
+    }
+  }
+  copies_commit();
+}
+
+// Keys at or above `bound` are ruled out where the sum of squares reaches this. For a bound whose square is a normal
+// number or infinite, sum >= bound^2 implies sqrt(sum) >= bound, because the root of a rounded square is exact. Below
+// that, any sum of at least the smallest normal number has a root above the bound.
+template <typename T>
+__device__ __forceinline__ T squared_bound(T bound) {
+  return larger(bound * bound, Limits<T>::kMinNormal);
+}
+
+// One warp's search: sums of squares in registers, and the k smallest keys of each of its queries.
+template <typename Shape, int kRegisters>
+struct WarpSearch {
+  using T = typename Shape::T;
+  static constexpr int kQ = Shape::kQueriesPerWarp;
+  static constexpr int kC = Shape::kCandidatesPerLane;
+  // From this many survivors among 32 on, sorting and merging them together costs less than inserting each.
+  static constexpr int kBatch = 10;
+
+  T sum[kQ][kC];
+  SmallestList<T, kRegisters> list[kQ];
+  T bound[kQ];          // no key at or above this is wanted; the same in every lane
+  T bound_squared[kQ];  // squared_bound(bound)
+  int lane;
+
+  __device__ __forceinline__ void start(int lane_) {
+    lane = lane_;
+#pragma unroll
+    for (int i = 0; i < kQ; ++i) {
+      list[i].clear();
+      bound[i] = bound_squared[i] = infinity<T>();
+    }
+  }
+
+  __device__ __forceinline__ void clear_sums() {
+#pragma unroll
+    for (int i = 0; i < kQ; ++i) {
+#pragma unroll
+      for (int j = 0; j < kC; ++j) sum[i][j] = 0;
+    }
+  }
+
+  // candidates: this warp's first row of a stage, [kTile][pitch]; queries: this warp's columns, [depth][kQueries].
+  // A lane's candidates are 32 rows apart, so that each vote of the warp covers 32 candidates in a row.
+  __device__ __forceinline__ void accumulate(const T* candidates, const T* queries, int depth, int pitch) {
+    const T* mine[kC];
+#pragma unroll
+    for (int j = 0; j < kC; ++j) mine[j] = candidates + (j * kWarp + lane) * pitch;
+#pragma unroll 4
+    for (int d = 0; d < depth; ++d) {
+      const auto q = load_pack<kQ>(queries + d * Shape::kQueries);
+#pragma unroll
+      for (int j = 0; j < kC; ++j) {
+        const T candidate = mine[j][d];
+#pragma unroll
+        for (int i = 0; i < kQ; ++i) {
+          const T difference = q.at[i] - candidate;
+          sum[i][j] = fma_rn(difference, difference, sum[i][j]);
+        }
+      }
+    }
+  }
+
+  // May any pair of the warp still have a key below its bound? Sums only grow, so a chunk that leaves none ends the
+  // tile for this warp. A NaN, from a row that is not finite, never wins a comparison.
+  __device__ __forceinline__ bool alive() const {
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < kQ; ++i) {
+#pragma unroll
+      for (int j = 0; j < kC; ++j) any |= sum[i][j] < bound_squared[i];
+    }
+    return __any_sync(kFullWarp, any);
+  }
+
+  // Bit l of the answer: candidate l of the j-th 32 is not finite. A sum that is finite vouches for its row; only where
+  // none is, by overflow or because the queries are not finite, the row itself is looked at. Needs complete sums.
+  // rows: of the warp's first candidate; exist: how many there are from there on.
+  __device__ __forceinline__ unsigned not_finite(int j, const T* rows, int exist, int dim) const {
+    bool doubtful = true;
+#pragma unroll
+    for (int i = 0; i < kQ; ++i) {
+#pragma unroll
+      for (int other = 0; other < kC; ++other) doubtful &= other != j || !is_finite(sum[i][other]);
+    }
+    unsigned answer = __ballot_sync(kFullWarp, doubtful);
+    if (answer != 0) {
+      const int row = j * kWarp + lane;
+      bool bad = false;
+      if (doubtful && row < exist) {
+        for (int d = 0; d < dim; ++d) bad |= !is_finite(rows[static_cast<int64_t>(row) * dim + d]);
+      }
+      answer = __ballot_sync(kFullWarp, bad);
+    }
+    return answer;
+  }
+
+  __device__ __forceinline__ void lower_bound_to(int i, T value) {
+    bound[i] = smaller(bound[i], value);
+    bound_squared[i] = squared_bound(bound[i]);
+  }
+
+  // Takes the pairs with complete sums into the lists. first: the warp's first candidate. values: of all candidates,
+  // NaN where there is none. query_values, self: of this warp's queries; self is -1 for none.
+  __device__ __forceinline__ void offer(int first, const T* values, const T* query_values, const int* self, int k) {
+    first += lane;
+#pragma unroll
+    for (int i = 0; i < kQ; ++i) {
+      T least = sum[i][0];
+#pragma unroll
+      for (int j = 1; j < kC; ++j) least = smaller(least, sum[i][j]);  // fmin passes over NaN
+      if (!__any_sync(kFullWarp, least < bound_squared[i])) continue;
+      const T query_value = query_values[i];
+      const int query_self = self[i];
+#pragma unroll 1
+      for (int j = 0; j < kC; ++j) {
+        T square = sum[i][0];
+#pragma unroll
+        for (int other = 1; other < kC; ++other) square = j == other ? sum[i][other] : square;
+        T key = infinity<T>();
+        bool wanted = false;
+        if (square < bound_squared[i]) {
+          const T root = sqrt_rn(square);
+          const T gap = magnitude(query_value - values[first + j * kWarp]);
+          wanted = root < bound[i] && gap < bound[i] && first + j * kWarp != query_self;  // a gap of NaN is not
+          if (wanted) key = larger(root, gap);
+        }
+        unsigned survivors = __ballot_sync(kFullWarp, wanted);
+        if (survivors == 0) continue;
+        if (__popc(survivors) >= kBatch) {
+          list[i].merge_sorted(sort_warp(key, lane), lane);
+        } else {
+          do {
+            list[i].insert(__shfl_sync(kFullWarp, key, __ffs(static_cast<int>(survivors)) - 1), lane);
+            survivors &= survivors - 1;
+          } while (survivors != 0);
+        }
+        lower_bound_to(i, list[i].rank(k - 1));
+      }
+    }
+  }
+
+  // Warps that share a query tighten each other's bounds: where each of them holds at least ceil(k / kSplits) keys up
+  // to some value, together they hold k. shared: [kQ][kSplits], this group's slots.
+  __device__ __forceinline__ void publish(T* shared, int split, int k) const {
+    const int share = (k + Shape::kSplits - 1) / Shape::kSplits;
+#pragma unroll
+    for (int i = 0; i < kQ; ++i) {
+      const T value = list[i].rank(share - 1);
+      if (lane == 0) shared[i * Shape::kSplits + split] = value;
+    }
+  }
+  __device__ __forceinline__ void adopt(const T* shared) {
+#pragma unroll
+    for (int i = 0; i < kQ; ++i) {
+      T together = shared[i * Shape::kSplits];
+#pragma unroll
+      for (int s = 1; s < Shape::kSplits; ++s) together = larger(together, shared[i * Shape::kSplits + s]);
+      lower_bound_to(i, together);
+    }
+  }
+
+  // Leaves in the warps of split 0 the lists of all splits together. slots: [kGroups][kSplits][kQ][kRegisters][32].
+  // Every thread of the block calls it; each slot is written once.
+  __device__ __forceinline__ void merge_splits(T* slots, int group, int split) {
+    constexpr int kSlot = kQ * kRegisters * kWarp;
+    T* const mine = slots + (group * Shape::kSplits + split) * kSlot + lane;
+#pragma unroll 1
+    for (int half = Shape::kSplits / 2; half > 0; half /= 2) {
+      if (split >= half && split < 2 * half) {
+#pragma unroll
+        for (int i = 0; i < kQ; ++i) {
+#pragma unroll
+          for (int r = 0; r < kRegisters; ++r) mine[(i * kRegisters + r) * kWarp] = list[i].at[r];
+        }
+      }
+      __syncthreads();
+      if (split < half) {
+        const T* const partner = mine + half * kSlot;
+#pragma unroll
+        for (int i = 0; i < kQ; ++i) {
+          SmallestList<T, kRegisters> other;
+#pragma unroll
+          for (int r = 0; r < kRegisters; ++r) other.at[r] = partner[(i * kRegisters + r) * kWarp];
+          list[i].merge(other, lane);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace qcse::cuda

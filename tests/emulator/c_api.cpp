@@ -1,0 +1,156 @@
+// What Python calls through ctypes: the emulated operator, its oracle, the emulator's own kernels, and settings.
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cuda/knn_cuda.h"
+#include "cuda_emulator.h"
+#include "self_kernels.h"
+#include "twin.h"
+
+namespace {
+
+std::string g_error;
+int g_kind = 0;
+
+// Device memory for the length of a call.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes) : bytes_(bytes), at_(bytes != 0 ? emulator::allocate(bytes) : nullptr) {}
+  Buffer(const void* host, size_t bytes) : Buffer(bytes) {
+    if (bytes != 0) emulator::write(at_, host, bytes);
+  }
+  ~Buffer() {
+    if (at_ != nullptr) emulator::release(at_);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  void read(void* host) const {
+    if (bytes_ != 0) std::memcpy(host, at_, bytes_);
+  }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(at_);
+  }
+
+ private:
+  size_t bytes_;
+  void* at_;
+};
+
+template <typename Body>
+int guarded(const Body& body) {
+  g_error.clear();
+  g_kind = 0;
+  try {
+    body();
+    return 0;
+  } catch (const emulator::Error& e) {
+    g_error = e.what();
+    g_kind = static_cast<int>(e.kind);
+  } catch (const std::exception& e) {
+    g_error = e.what();
+    g_kind = -1;
+  }
+  return 1;
+}
+
+template <typename T>
+void run_emulated(qcse::KnnProblem<T> p) {
+  const auto rows = static_cast<size_t>(p.batch * p.queries);
+  const auto ref_rows = static_cast<size_t>(p.batch * p.refs);
+  const auto dim = static_cast<size_t>(p.dim);
+  const Buffer states(p.states, rows * dim * sizeof(T)), values(p.values, rows * sizeof(T));
+  const size_t own = p.self_join ? 0 : ref_rows;
+  const Buffer ref_states(p.ref_states, own * dim * sizeof(T)), ref_values(p.ref_values, own * sizeof(T));
+  const Buffer self_index(p.self_index, p.self_index != nullptr ? rows * sizeof(int64_t) : 0);
+  const Buffer radius(p.radius != nullptr ? rows * sizeof(T) : 0);
+  const Buffer count(p.count != nullptr ? rows * sizeof(int64_t) : 0);
+  const Buffer entropy(p.entropy != nullptr ? rows * sizeof(T) : 0);
+  qcse::KnnProblem<T> device = p;
+  device.states = states.as<T>();
+  device.values = values.as<T>();
+  device.ref_states = p.self_join ? device.states : ref_states.as<T>();
+  device.ref_values = p.self_join ? device.values : ref_values.as<T>();
+  device.self_index = self_index.as<int64_t>();
+  device.radius = radius.as<T>();
+  device.count = count.as<int64_t>();
+  device.entropy = entropy.as<T>();
+
+  qcse::cuda::Device facts;
+  const qcse::cuda::Status asked = qcse::cuda::select_device(0, &facts);
+  if (asked.error != nullptr) throw std::runtime_error(asked.error);
+  const Buffer workspace(qcse::cuda::workspace_bytes(device, facts));
+  const qcse::cuda::Status status = qcse::cuda::launch(device, facts, workspace.as<void>(), nullptr);
+  if (status.error != nullptr) throw std::runtime_error(std::string(status.kernel) + ": " + status.error);
+  radius.read(p.radius);
+  count.read(p.count);
+  entropy.read(p.entropy);
+}
+
+template <typename T>
+qcse::KnnProblem<T> problem_of(const int64_t* sizes, const void* const* inputs, void* const* outputs, double offset) {
+  qcse::KnnProblem<T> p;
+  p.batch = sizes[0];
+  p.queries = sizes[1];
+  p.refs = sizes[2];
+  p.dim = sizes[3];
+  p.k = sizes[4];
+  p.states = static_cast<const T*>(inputs[0]);
+  p.values = static_cast<const T*>(inputs[1]);
+  p.self_join = inputs[2] == nullptr;
+  p.ref_states = p.self_join ? p.states : static_cast<const T*>(inputs[2]);
+  p.ref_values = p.self_join ? p.values : static_cast<const T*>(inputs[3]);
+  p.self_index = static_cast<const int64_t*>(inputs[4]);
+  p.radius = static_cast<T*>(outputs[0]);
+  p.count = static_cast<int64_t*>(outputs[1]);
+  p.entropy = static_cast<T*>(outputs[2]);
+  p.offset = offset;
+  return p;
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+const char* emulator_error() { return g_error.c_str(); }
+const char* emulator_error_kind() {
+  return g_kind < 0 ? "launch" : emulator::name_of(static_cast<emulator::Kind>(g_kind));
+}
+
+void emulator_configure(uint64_t seed, int checks, int multiprocessors, uint64_t shared_bytes) {
+  emulator::Config& c = emulator::config();
+  c.seed = seed;
+  c.checks = checks != 0;
+  c.multiprocessors = multiprocessors;
+  c.shared_bytes = shared_bytes;
+}
+
+// sizes: batch, queries, refs, dim, k. inputs: states, values, ref_states, ref_values, self_index (the last three may
+// be null). outputs: radius, count, entropy (each may be null). Returns 0, or 1 and leaves a message.
+int emulator_knn(int is_double, int emulated, const int64_t* sizes, const void* const* inputs, void* const* outputs,
+                 double offset) {
+  return guarded([&] {
+    if (is_double != 0) {
+      const auto p = problem_of<double>(sizes, inputs, outputs, offset);
+      emulated != 0 ? run_emulated(p) : emulator::brute_force(p);
+    } else {
+      const auto p = problem_of<float>(sizes, inputs, outputs, offset);
+      emulated != 0 ? run_emulated(p) : emulator::brute_force(p);
+    }
+  });
+}
+
+int emulator_run_self_kernel(const char* name, int32_t* answer, int elements) {
+  return guarded([&] {
+    const Buffer out(static_cast<size_t>(elements) * sizeof(int32_t));
+    if (!emulator::run_self_kernel(name, out.as<int>(), elements)) {
+      throw std::runtime_error(std::string("there is no kernel named ") + name);
+    }
+    out.read(answer);
+  });
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

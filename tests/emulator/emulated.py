@@ -1,0 +1,112 @@
+"""The emulated operator and its oracle as Python functions."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+OFFSET = 1e-5
+
+
+class EmulatorError(RuntimeError):
+    """A rule of CUDA was broken. ``kind`` is its short name, such as ``data race``."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass
+class Problem:
+    """One call of the operator: states ``[batch, N, D]``, values ``[batch, N]``, as in ``csrc/knn.h``."""
+
+    states: Array
+    values: Array
+    k: int
+    ref_states: Array | None = None
+    ref_values: Array | None = None
+    self_index: Array | None = None
+
+
+@dataclass
+class Answer:
+    """Radius, count and entropy, each ``[batch, N]``; None where not asked for."""
+
+    radius: Array | None
+    count: Array | None
+    entropy: Array | None
+
+
+class Emulator:
+    """The shared library that ``build.py`` made."""
+
+    def __init__(self, library: Path) -> None:
+        self._library = ctypes.CDLL(str(library))
+        self._library.emulator_error.restype = ctypes.c_char_p
+        self._library.emulator_error_kind.restype = ctypes.c_char_p
+        self.configure()
+
+    def configure(
+        self, seed: int = 0, checks: bool = True, multiprocessors: int = 8, shared_bytes: int = 227 * 1024
+    ) -> None:
+        """Order of the threads, whether memory rules are checked, and what the emulated device says of itself."""
+        self._library.emulator_configure(
+            ctypes.c_uint64(seed), int(checks), multiprocessors, ctypes.c_uint64(shared_bytes)
+        )
+
+    def _check(self, failed: int) -> None:
+        if failed:
+            raise EmulatorError(
+                self._library.emulator_error_kind().decode(), self._library.emulator_error().decode(errors="replace")
+            )
+
+    def _call(self, p: Problem, emulated: bool, outputs: str) -> Answer:
+        batch, queries, dim = p.states.shape
+        refs = queries if p.ref_states is None else p.ref_states.shape[1]
+        kind = p.states.dtype
+        inputs = [p.states, p.values, p.ref_states, p.ref_values, p.self_index]
+        kept = [None if a is None else np.ascontiguousarray(a) for a in inputs]
+        radius = np.zeros((batch, queries), kind) if "r" in outputs else None
+        count = np.zeros((batch, queries), np.int64) if "c" in outputs else None
+        entropy = np.zeros((batch, queries), kind) if "e" in outputs else None
+
+        def pointers(arrays: list[Array | None]) -> Any:
+            return (ctypes.c_void_p * len(arrays))(*[None if a is None else a.ctypes.data for a in arrays])
+
+        self._check(
+            self._library.emulator_knn(
+                int(kind == np.float64),
+                int(emulated),
+                (ctypes.c_int64 * 5)(batch, queries, refs, dim, p.k),
+                pointers(kept),
+                pointers([radius, count, entropy]),
+                ctypes.c_double(OFFSET),
+            )
+        )
+        return Answer(radius, count, entropy)
+
+    def knn(self, problem: Problem, outputs: str = "rce") -> Answer:
+        """The kernels of csrc/cuda, emulated. ``outputs``: which of r(adius), c(ount), e(ntropy) to ask for."""
+        return self._call(problem, True, outputs)
+
+    def brute_force(self, problem: Problem, outputs: str = "rce") -> Answer:
+        """The oracle."""
+        return self._call(problem, False, outputs)
+
+    def self_kernel(self, name: str, elements: int = 256) -> Array:
+        """Runs one of the emulator's own kernels and returns its output."""
+        out = np.zeros(elements, np.int32)
+        self._check(self._library.emulator_run_self_kernel(name.encode(), ctypes.c_void_p(out.ctypes.data), elements))
+        return out
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Equal bit for bit, except that NaNs compare by position and not by payload."""
+    nan_a, nan_b = np.isnan(a), np.isnan(b)
+    unsigned = np.dtype(f"u{a.dtype.itemsize}")
+    return bool(np.array_equal(nan_a, nan_b) and np.array_equal(a.view(unsigned)[~nan_a], b.view(unsigned)[~nan_b]))

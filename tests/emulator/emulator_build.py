@@ -1,0 +1,96 @@
+"""Compiles the emulator with the kernels of csrc/cuda inside into one shared library; nothing but g++ is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+FLAGS = [
+    "-std=c++20",
+    "-g",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+]
+# The compiler reports every load and store of the kernels to checker.cpp, which takes the sanitizer's place.
+INSTRUMENTED = ["-O2", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"]
+PLAIN = ["-O2"]
+
+
+class CompileError(RuntimeError):
+    """The compiler rejected a source; the message is its output."""
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CXX"), "g++"):
+        if name and shutil.which(name):
+            return name
+    raise CompileError("the emulator needs g++; install it (Debian, Ubuntu: apt-get install g++) or set CXX to it")
+
+
+def _fused_multiply_add() -> list[str]:
+    """Lets std::fma be an instruction where the processor has it; the result is the same without, only slower."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() == "x86_64" and cpuinfo.exists() and " fma " in cpuinfo.read_text():
+        return ["-mfma"]
+    return []
+
+
+def build(csrc: Path = ROOT / "csrc", folder: Path = ROOT / "build" / "emulator", jobs: int = 2) -> Path:
+    """Builds what changed and returns the library's path.
+
+    ``csrc`` is the tree that holds ``knn.h`` and ``cuda/``, by default the repository's; copies with planted faults
+    are built the same way. Objects are kept in ``folder`` under a digest of every source they may include.
+    """
+    headers = sorted([*csrc.glob("*.h"), *(csrc / "cuda").glob("*.h"), *HERE.glob("*.h")])
+    kernels = sorted((csrc / "cuda").glob("*.cu"))
+    compiler = _compiler()
+    common = [*FLAGS, *_fused_multiply_add(), "-DQCSE_EMULATED_CUDA", f"-I{csrc}", f"-I{HERE}"]
+    shared = hashlib.sha256(f"{compiler}{FLAGS}{INSTRUMENTED}{PLAIN}".encode())
+    for header in headers:
+        shared.update(header.read_bytes())
+    folder.mkdir(parents=True, exist_ok=True)
+
+    objects: list[Path] = []
+    work: list[list[str]] = []
+    own = [HERE / name for name in ("emulator.cpp", "checker.cpp", "c_api.cpp", "self_kernels.cpp")]
+    for source in [*own, *kernels]:
+        digest = shared.copy()
+        digest.update(source.read_bytes())
+        instrumented = source in kernels or source.name == "self_kernels.cpp"
+        target = folder / f"{source.stem}-{digest.hexdigest()[:16]}.o"
+        objects.append(target)
+        if not target.exists():
+            extra = INSTRUMENTED if instrumented else PLAIN
+            work.append([compiler, *common, *extra, "-x", "c++", "-c", str(source), "-o", str(target)])
+    library = folder / f"libemulator-{hashlib.sha256(' '.join(o.name for o in objects).encode()).hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+
+    def run(command: list[str]) -> None:
+        target = Path(command[-1])
+        command = [*command[:-1], str(target.with_suffix(f".{os.getpid()}.tmp"))]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise CompileError(f"{' '.join(command)}\n{done.stderr}")
+        os.replace(command[-1], target)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, work))
+    run([compiler, "-shared", "-Wl,-z,noexecstack", *map(str, objects), "-ldl", "-o", str(library)])
+    return library
+
+
+if __name__ == "__main__":
+    print(build())

@@ -1,0 +1,92 @@
+// What the scheduler and the checker share.
+#pragma once
+#include <array>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "cuda_emulator.h"
+#include "fiber.h"
+
+namespace emulator {
+
+inline constexpr size_t kArena = 320 * 1024;  // shared memory of one resident block, with room for its red zones
+inline constexpr unsigned kMaxResident = 4;
+
+struct Block;
+
+struct PendingCopy {
+  void* shared;
+  const void* global;
+  size_t bytes;
+  unsigned group;
+  bool landed;  // the bytes are there already, which the kernel must not know
+};
+
+// One thread's order before others: `known[l]` is the latest clock of lane l that happened before now.
+struct Knowledge {
+  uint32_t epoch = 1;  // barriers passed
+  std::array<uint32_t, 32> known{};
+};
+
+struct Thread {
+  enum class State { kReady, kAtBarrier, kAtVote, kDone };
+  Block* block = nullptr;
+  uint3 index{};
+  unsigned number = 0, warp = 0, lane = 0;
+  State state = State::kDone;
+  uint64_t priority = 0;
+  bool in_kernel = false;
+  // What it waits for, and the answer.
+  Vote vote{};
+  Barrier barrier{};
+  unsigned mask = 0;
+  uint64_t value = 0, result = 0;
+  int operand = 0;
+  Site site{};
+  // Asynchronous copies
+  std::vector<PendingCopy> copies;
+  unsigned copy_group = 0;
+  // Order, for the checker
+  uint32_t clock = 1;
+  Knowledge knowledge;
+  Knowledge at_fence;  // as it was at the last fence
+  bool fenced = false;
+  Fiber fiber;
+};
+
+struct Block {
+  unsigned slot = 0;
+  uint64_t number = 0;
+  uint3 index{};
+  std::vector<Thread*> threads;
+  unsigned alive = 0, at_barrier = 0;
+  char* arena = nullptr;
+  size_t shared_bytes = 0;
+  std::set<std::pair<size_t, size_t>> arrays;  // offset and bytes of the shared arrays that were named so far
+};
+
+extern Thread* current;  // null while the host runs
+extern char* arenas;     // kMaxResident of them
+extern uint32_t launch_number;
+extern uint64_t switches;
+
+[[noreturn]] void fail(Kind kind, const std::string& message);
+std::string describe(const Site& site);
+uint64_t random_number();
+
+// checker.cpp
+namespace checker {
+void launch_begins();
+void block_begins(Block& block);
+void shared_array_named(Block& block, size_t offset, size_t bytes);
+void access(const void* pointer, size_t bytes, bool write, bool atomic, const void* pc);
+void set_pending(const void* shared, size_t bytes, bool pending);
+void fence_passed();
+void* allocate(size_t bytes);
+void release(void* pointer);
+void written_by_host(void* pointer, size_t bytes);
+}  // namespace checker
+
+}  // namespace emulator

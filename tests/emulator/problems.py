@@ -1,0 +1,90 @@
+"""Random problems for the emulated kernels: small sizes, every option, and data that is hard on floating point."""
+
+from __future__ import annotations
+
+import numpy as np
+from emulated import Problem
+
+DATA = ["normal", "ties", "duplicates", "constant", "offset", "huge", "tiny", "mixed", "line"]
+
+
+def rows(rng: np.random.Generator, data: str, shape: tuple[int, ...]) -> np.ndarray:
+    """States of the named kind, float64."""
+    x = rng.standard_normal(shape)
+    match data:
+        case "normal":
+            return x
+        case "ties":
+            return np.round(x)
+        case "duplicates":
+            return np.take(x, rng.integers(0, max(1, shape[-2] // 4), shape[-2]), axis=-2)
+        case "constant":
+            return np.ones(shape)
+        case "offset":
+            return x + 1e6
+        case "huge":
+            return x * 1e30  # squares overflow in float32
+        case "tiny":
+            return x * 1e-30  # squares vanish in float32
+        case "mixed":
+            return x * 10.0 ** rng.integers(-25, 25, shape[-1])
+        case "line":
+            return np.sort(x, axis=-2)
+    raise ValueError(f"data must be one of {DATA}, got {data!r}")
+
+
+def spoil(rng: np.random.Generator, states: np.ndarray, values: np.ndarray) -> None:
+    """Makes some rows not finite, in place."""
+    for b in range(states.shape[0]):
+        for i in rng.integers(0, states.shape[1], 1 + states.shape[1] // 6):
+            bad = rng.choice([np.nan, np.inf, -np.inf])
+            if rng.random() < 0.5:
+                values[b, i] = bad
+            else:
+                states[b, i, rng.integers(states.shape[2])] = bad
+
+
+def draw(seed: int, largest: int = 70) -> tuple[Problem, dict[str, int], str]:
+    """A problem, settings of the emulated device, and a line that says what was drawn."""
+    rng = np.random.default_rng(seed)
+    dtype = rng.choice([np.float32, np.float64])
+    data = str(rng.choice(DATA))
+    batch = int(rng.choice([1, 1, 1, 2, 3]))
+    dim = int(rng.choice([1, 2, 3, 4, 8, 11, 12, 13, 17, 23, 24, 25, 29, 40, 61]))
+    queries = int(rng.integers(2, largest))
+    kind = str(rng.choice(["self", "self", "references", "indexed"]))
+    refs = queries if kind == "self" else int(rng.integers(2, 4 * largest))
+    candidates = refs if kind == "references" else refs - 1
+    k = int(rng.integers(1, min(candidates, int(rng.choice([3, 16, 32, 128]))) + 1))
+    scale = 10.0 ** rng.integers(-2, 3)
+    if data in ("huge", "tiny"):
+        scale = 1e30 if data == "huge" else 1e-30
+
+    def draw_set(n: int) -> tuple[np.ndarray, np.ndarray]:
+        with np.errstate(over="ignore"):
+            states = rows(rng, data, (batch, n, dim)).astype(dtype)
+            values = (rng.standard_normal((batch, n)) * scale).astype(dtype)
+        if data in ("ties", "constant"):
+            values = np.round(values)
+        return states, values
+
+    states, values = draw_set(queries)
+    problem = Problem(states, values, k)
+    if kind != "self":
+        problem.ref_states, problem.ref_values = draw_set(refs)
+        common = min(queries, refs)
+        problem.ref_states[:, :common] = states[:, :common]
+        problem.ref_values[:, :common] = values[:, :common]
+    if kind == "indexed":
+        problem.self_index = np.where(rng.random((batch, queries)) < 0.3, -1, np.arange(queries) % refs)
+    spoiled = rng.random() < 0.3
+    if spoiled:
+        spoil(rng, states, values)
+        if problem.ref_states is not None and problem.ref_values is not None:
+            spoil(rng, problem.ref_states, problem.ref_values)
+    device = {
+        "multiprocessors": int(rng.choice([1, 8, 200])),
+        "shared_bytes": int(rng.choice([99, 163, 227])) * 1024,
+    }
+    what = f"seed {seed}: {data} {np.dtype(dtype).name} {kind} batch {batch} queries {queries} refs {refs} dim {dim}"
+    return problem, device, f"{what} k {k} spoiled {spoiled} {device}"
