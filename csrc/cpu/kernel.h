@@ -20,26 +20,62 @@ struct Candidates {
   int64_t dim = 0;
 };
 
-// A block of queries that one thread works on. `lists` holds the k smallest keys so far, ascending, padded with
-// infinity to a multiple of the vector width; the threshold is element k - 1.
+// The k smallest keys of some queries so far, each list ascending and padded with infinity to whole vectors.
 template <typename T>
-struct QueryBlock {
-  const T* packed = nullptr;      // [groups, dim, group width]: the layout of scan_all
+struct Nearest {
+  T* lists = nullptr;   // [queries, stride]; element k - 1 is the threshold
+  T* bounds = nullptr;  // [queries]: a pair whose squared distance is not below it can't matter
+  int64_t stride = 0;   // k rounded up to whole vectors
+  int64_t k = 0;
+};
+
+// A block of queries for scan_all, packed in groups that share a register tile.
+template <typename T>
+struct PackedQueries {
+  const T* states = nullptr;      // [groups, dim, group width]
   const T* values = nullptr;      // [queries]
   const int32_t* self = nullptr;  // [queries]: packed position of the candidate that is the query itself, or -1
-  T* lists = nullptr;             // [queries, list_stride]
-  T* bounds = nullptr;            // [queries]: a pair whose squared distance is not below it can't matter
-  int64_t queries = 0;            // a multiple of the group width; spare queries have a negative bound
-  int64_t list_stride = 0;
-  int64_t k = 0;
+  int64_t count = 0;              // a multiple of the group width; spare queries have a negative bound
+};
+
+// A few queries near each other, for scan_boxes; at most kTile.
+template <typename T>
+struct QueryGroup {
+  const T* states = nullptr;   // [queries, dim], dimensions in the order of the definition
+  const T* ordered = nullptr;  // [queries, dim + 1], dimensions in the order of the candidates' tiles, then the value
+  const T* values = nullptr;
+  const int32_t* self = nullptr;
+  int64_t count = 0;
+};
+
+// Bounding boxes of tiles, as many side by side as a vector has lanes:
+// [ceil(count / width), dim + 1, 2 (lower, upper), width]; the last coordinate is the value. Spare lanes are at
+// infinity.
+template <typename T>
+struct Boxes {
+  const T* edges = nullptr;
+  int64_t count = 0;
 };
 
 template <typename T>
 struct Kernels {
-  int64_t group;  // queries that share a register tile
+  int64_t group;  // queries that share a register tile in scan_all
   int64_t width;  // lanes of a vector
-  // Every query of the block against the candidates of tiles [begin, end).
-  void (*scan_all)(const Candidates<T>&, int64_t begin, int64_t end, const QueryBlock<T>&);
+
+  // Every query against every candidate of the tiles named, whose dimensions stand in the order of the definition.
+  void (*scan_all)(const Candidates<T>&, const int32_t* tiles, int64_t count, const PackedQueries<T>&,
+                   const Nearest<T>&);
+
+  // Squared lower bounds from one box (given as lower and upper edges, [dim + 1] each) to all of `boxes`; those above
+  // `limit` need not be tight.
+  void (*box_distances)(const Boxes<T>& boxes, int64_t dim, const T* lower, const T* upper, T limit, T* squared);
+
+  // Every query of the group against those of at most `width` tiles whose boxes it can't rule out. Dimensions of tiles
+  // and boxes stand in any order: slot[d] says where dimension d is. `slack` is the factor by which a sum in that order
+  // must exceed a bound to prove that the sum in the definition's order reaches it. `nearest_box` is a squared lower
+  // bound from any query to any of the boxes. Returns the work: vectors times dimensions.
+  int64_t (*scan_boxes)(const Candidates<T>&, const int32_t* tiles, const Boxes<T>&, T nearest_box, const int32_t* slot,
+                        T slack, const QueryGroup<T>&, const Nearest<T>&);
 };
 
 struct KernelSet {

@@ -10,9 +10,11 @@ struct Float {
   using Scalar = float;
   using Reg = __m512;
   static constexpr int kWidth = 16;
+  static constexpr uint32_t kAll = (uint32_t{1} << kWidth) - 1;
   static Reg load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
   static Reg set1(float x) { return _mm512_set1_ps(x); }
+  static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
@@ -30,9 +32,11 @@ struct Double {
   using Scalar = double;
   using Reg = __m512d;
   static constexpr int kWidth = 8;
+  static constexpr uint32_t kAll = (uint32_t{1} << kWidth) - 1;
   static Reg load(const double* p) { return _mm512_loadu_pd(p); }
   static void store(double* p, Reg v) { _mm512_storeu_pd(p, v); }
   static Reg set1(double x) { return _mm512_set1_pd(x); }
+  static Reg add(Reg a, Reg b) { return _mm512_add_pd(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm512_sub_pd(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
   static Reg min(Reg a, Reg b) { return _mm512_min_pd(a, b); }

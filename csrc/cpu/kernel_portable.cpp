@@ -16,6 +16,7 @@ template <typename T>
 struct Array {
   using Scalar = T;
   static constexpr int kWidth = 32 / sizeof(T);
+  static constexpr uint32_t kAll = (uint32_t{1} << kWidth) - 1;
   struct Reg {
     T x[kWidth];
   };
@@ -33,6 +34,9 @@ struct Array {
   }
   static Reg set1(T x) {
     return each([=](int) { return x; });
+  }
+  static Reg add(const Reg& a, const Reg& b) {
+    return each([&](int i) { return a.x[i] + b.x[i]; });
   }
   static Reg sub(const Reg& a, const Reg& b) {
     return each([&](int i) { return a.x[i] - b.x[i]; });

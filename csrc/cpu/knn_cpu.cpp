@@ -9,6 +9,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <stdexcept>
 #include <type_traits>
 #include <utility>
@@ -155,9 +156,21 @@ void sort_values(T* values, int64_t n) {
 // the very predicate of the definition is monotone on either side.
 template <typename T>
 int64_t count_within(const T* sorted, int64_t n, T value, T radius) {
-  const int64_t middle = std::lower_bound(sorted, sorted + n, value) - sorted;
-  const T* first = std::partition_point(sorted, sorted + middle, [=](T v) { return !(std::fabs(value - v) < radius); });
-  const T* last = std::partition_point(sorted + middle, sorted + n, [=](T v) { return std::fabs(value - v) < radius; });
+  if (!(radius > 0)) return 0;
+  // Two binary searches side by side, without branches: the first value inside, and the first one beyond.
+  const auto before = [=](T v) { return (v < value) & !(std::fabs(value - v) < radius); };
+  const auto not_beyond = [=](T v) { return (v <= value) | (std::fabs(value - v) < radius); };
+  const T *first = sorted, *last = sorted;
+  int64_t length = n;
+  for (; length > 1; length -= length / 2) {
+    const int64_t half = length / 2;
+    first += before(first[half - 1]) ? half : 0;
+    last += not_beyond(last[half - 1]) ? half : 0;
+  }
+  if (length == 1) {
+    first += before(*first) ? 1 : 0;
+    last += not_beyond(*last) ? 1 : 0;
+  }
   return last - first;
 }
 
@@ -170,6 +183,124 @@ bool finite_row(const T* state, T value, int64_t dim) {
   for (int64_t d = 0; d < dim; ++d) sum += state[d] - state[d];
   return sum == 0;
 }
+
+// Some rows of a set of points: the coordinates of row r are its state, then its value.
+template <typename T>
+struct Points {
+  const T* states;
+  const T* values;
+  int64_t dim;
+  T at(int64_t row, int64_t d) const { return d < dim ? states[row * dim + d] : values[row]; }
+};
+
+// Spread of each coordinate (dim + 1 of them) over at most `most` rows, evenly picked. Never NaN.
+template <typename T>
+std::vector<double> spreads(const Points<T>& points, const int32_t* rows, int64_t count, int64_t most) {
+  const int64_t step = ceil_div(count, most);
+  const int64_t width = points.dim + 1;
+  std::vector<double> sum(width), square(width);
+  const double picked = static_cast<double>(ceil_div(count, step));
+  for (int64_t i = 0; i < count; i += step) {
+    for (int64_t d = 0; d < width; ++d) {
+      // Taken from the first row, so that a common offset does not cancel.
+      const double x = static_cast<double>(points.at(rows[i], d)) - static_cast<double>(points.at(rows[0], d));
+      sum[d] += x;
+      square[d] += x * x;
+    }
+  }
+  for (int64_t d = 0; d < width; ++d) {
+    const double variance = square[d] / picked - (sum[d] / picked) * (sum[d] / picked);
+    square[d] = std::isfinite(variance) ? std::max(variance, 0.0) : std::numeric_limits<double>::max();
+  }
+  return square;
+}
+
+// Splits rows [begin, end) at the median of their widest coordinate, on a multiple of kTile from `begin`; returns the
+// split, or `end` where nothing is to be split.
+template <typename T>
+int64_t split(const Points<T>& points, int32_t* rows, int64_t begin, int64_t end,
+              std::vector<std::pair<T, int32_t>>& scratch) {
+  const int64_t count = end - begin;
+  if (count <= kTile) return end;
+  const std::vector<double> spread = spreads(points, rows + begin, count, 128);
+  const int64_t widest = std::max_element(spread.begin(), spread.end()) - spread.begin();
+  const int64_t half = round_up(count / 2, kTile);
+  scratch.clear();
+  for (int64_t i = begin; i < end; ++i) scratch.emplace_back(points.at(rows[i], widest), rows[i]);
+  std::nth_element(scratch.begin(), scratch.begin() + half, scratch.end());
+  for (int64_t i = 0; i < count; ++i) rows[begin + i] = scratch[i].second;
+  return begin + half;
+}
+
+template <typename T>
+void split_all(const Points<T>& points, int32_t* rows, int64_t begin, int64_t end,
+               std::vector<std::pair<T, int32_t>>& scratch) {
+  for (int64_t middle; (middle = split(points, rows, begin, end, scratch)) != end; begin = middle) {
+    split_all(points, rows, begin, middle, scratch);
+  }
+}
+
+// Orders rows so that each run of kTile is a compact cell of a k-d tree over states and value.
+template <typename T>
+void order_spatially(const Points<T>& points, std::vector<int32_t>& rows, const Threads& threads) {
+  std::vector<int64_t> edges = {0, static_cast<int64_t>(rows.size())};
+  std::vector<std::pair<T, int32_t>> scratch;
+  while (static_cast<int64_t>(edges.size()) <= 4 * threads.count && threads.count > 1) {
+    std::vector<int64_t> finer = {0};
+    for (size_t i = 0; i + 1 < edges.size(); ++i) {
+      const int64_t middle = split(points, rows.data(), edges[i], edges[i + 1], scratch);
+      if (middle != edges[i + 1]) finer.push_back(middle);
+      finer.push_back(edges[i + 1]);
+    }
+    if (finer.size() == edges.size()) break;
+    edges = finer;
+  }
+  for_each(threads, static_cast<int64_t>(edges.size()) - 1, [&](int64_t i) {
+    std::vector<std::pair<T, int32_t>> own;
+    split_all(points, rows.data(), edges[i], edges[i + 1], own);
+  });
+}
+
+// Tiles whose boxes are within a squared distance, roughly nearest first: a counting sort by distance.
+template <typename T>
+class NearTiles {
+ public:
+  // Leaves out tiles [skip_begin, skip_end).
+  NearTiles(const T* distance, int64_t tiles, T limit, int64_t skip_begin, int64_t skip_end)
+      : distance_(distance), list_(tiles) {
+    constexpr int64_t kBuckets = 64;
+    const bool usable = limit > 0 && limit < std::numeric_limits<T>::max();
+    const auto bucket = [&](int64_t tile) {
+      return usable ? static_cast<int64_t>((kBuckets - 1) * (distance[tile] / limit)) : int64_t{0};
+    };
+    const auto wanted = [&](int64_t tile) {
+      return (tile < skip_begin || tile >= skip_end) && !(distance[tile] > limit);
+    };
+    int64_t start[kBuckets + 1] = {};
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      if (wanted(tile)) ++start[bucket(tile) + 1];
+    }
+    for (int64_t b = 0; b < kBuckets; ++b) start[b + 1] += start[b];
+    count_ = start[kBuckets];
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      if (wanted(tile)) list_[start[bucket(tile)]++] = static_cast<int32_t>(tile);
+    }
+  }
+
+  // The next tiles, at most `most`, that are still within `limit`; 0 at the end.
+  int64_t take(int64_t most, T limit, int32_t* chosen) {
+    int64_t taken = 0;
+    for (; next_ < count_ && taken < most; ++next_) {
+      if (!(distance_[list_[next_]] > limit)) chosen[taken++] = list_[next_];
+    }
+    return taken;
+  }
+
+ private:
+  const T* distance_;
+  Buffer<int32_t> list_;
+  int64_t count_ = 0, next_ = 0;
+};
 
 template <typename T>
 class Search {
@@ -191,16 +322,33 @@ class Search {
     collect_candidates();
     collect_queries();
     if (query_rows_.empty()) return;
+    const bool arranged = chosen_path == Path::kBoxes || (chosen_path == Path::kAuto && worth_arranging());
+    if (arranged) arrange();
     pack_candidates();
-    const int64_t block =
-        std::clamp(round_up(ceil_div(queries(), 4 * threads_.count), kBlockUnit), kBlockUnit, kLargestBlock);
-    for_each(threads_, ceil_div(queries(), block),
-             [&](int64_t i) { scan_block(i * block, std::min((i + 1) * block, queries())); });
+    std::vector<Range> rest = {{0, queries()}};
+    if (arranged) {
+      make_boxes();
+      if (chosen_path == Path::kBoxes || try_boxes(rest)) {
+        scan_near(rest);
+        return;
+      }
+      // Every pair is looked at after all: in the definition's order of dimensions, which needs no second sum.
+      in_order_ = true;
+      pack_candidates();
+    }
+    scan_everything(rest);
   }
 
  private:
   static constexpr int64_t kBlockUnit = 24;  // a multiple of every kernel's group width
   static constexpr int64_t kLargestBlock = 192;
+  static constexpr int64_t kPackChunk = 64;  // tiles
+  // A unit of work in scan_boxes takes so many times as long as one in scan_all (fewer queries share what is loaded,
+  // more branches); measured.
+  static constexpr double kCostOfBoxes = 1.6;
+  struct Range {
+    int64_t begin, end;
+  };
 
   int64_t queries() const { return static_cast<int64_t>(query_rows_.size()); }
   int64_t candidates() const { return static_cast<int64_t>(rows_.size()); }
@@ -215,7 +363,40 @@ class Search {
     sort_values(sorted_values_.get(), candidates());
     position_ = Buffer<int32_t>(p_.refs);
     std::fill_n(position_.get(), p_.refs, -1);
+    number_candidates();
+  }
+
+  void number_candidates() {
     for (int64_t c = 0; c < candidates(); ++c) position_[rows_[c]] = static_cast<int32_t>(c);
+  }
+
+  // Is the arithmetic of all pairs so much more than that of the tree that a look at the data is worth it? Per
+  // candidate: the tree takes some nanoseconds a level, a pair (dim + 8) / 40.
+  bool worth_arranging() const {
+    const double levels = std::log2(static_cast<double>(candidates()) / kTile);
+    return candidates() >= 8 * kTile && static_cast<double>(queries() * (p_.dim + 8)) > 4000 * levels;
+  }
+
+  // Brings candidates and queries into spatial order, and dimensions into descending order of their spread: a sum that
+  // starts with the wide ones exceeds a bound early.
+  void arrange() {
+    const Points<T> points = {ref_states_, ref_values_, p_.dim};
+    const std::vector<double> spread = spreads(points, rows_.data(), candidates(), 1024);
+    order_.resize(p_.dim);
+    std::iota(order_.begin(), order_.end(), 0);
+    std::stable_sort(order_.begin(), order_.end(), [&](int32_t a, int32_t b) { return spread[a] > spread[b]; });
+    slot_.resize(p_.dim);
+    for (int64_t d = 0; d < p_.dim; ++d) slot_[order_[d]] = static_cast<int32_t>(d);
+    // Each of two sums of dim rounded terms is within a factor (1 +- 2^-p)^dim of the exact one; see
+    // docs/cpu_kernel.md.
+    slack_ = 1 + static_cast<T>(2 * p_.dim + 16) * std::numeric_limits<T>::epsilon();
+    order_spatially(points, rows_, threads_);
+    number_candidates();
+    if (p_.self_join) {
+      query_rows_ = rows_;
+    } else {
+      order_spatially(Points<T>{states_, values_, p_.dim}, query_rows_, threads_);
+    }
   }
 
   int64_t self_row(int64_t i) const {
@@ -246,13 +427,41 @@ class Search {
 
   void pack_candidates() {
     const int64_t tiles = ceil_div(candidates(), kTile);
-    packed_states_ = Buffer<T>(tiles * kTile * p_.dim);
-    packed_values_ = Buffer<T>(tiles * kTile);
-    constexpr int64_t kChunk = 64;
-    for_each(threads_, ceil_div(tiles, kChunk), [&](int64_t chunk) {
-      for (int64_t tile = chunk * kChunk; tile < std::min((chunk + 1) * kChunk, tiles); ++tile) pack_tile(tile);
+    if (packed_.tiles == 0) {
+      packed_states_ = Buffer<T>(tiles * kTile * p_.dim);
+      packed_values_ = Buffer<T>(tiles * kTile);
+    }
+    for_each(threads_, ceil_div(tiles, kPackChunk), [&](int64_t chunk) {
+      for (int64_t tile = chunk * kPackChunk; tile < std::min((chunk + 1) * kPackChunk, tiles); ++tile) pack_tile(tile);
     });
     packed_ = {packed_states_.get(), packed_values_.get(), tiles, p_.dim};
+  }
+
+  void make_boxes() {
+    const int64_t width = kernels_.width;
+    const int64_t size = round_up(packed_.tiles, width) * 2 * (p_.dim + 1);
+    edges_ = Buffer<T>(size);
+    std::fill_n(edges_.get(), size, std::numeric_limits<T>::infinity());
+    for_each(threads_, ceil_div(packed_.tiles, kPackChunk), [&](int64_t chunk) {
+      for (int64_t tile = chunk * kPackChunk; tile < std::min((chunk + 1) * kPackChunk, packed_.tiles); ++tile) {
+        box_tile(tile, edges_.get() + (tile / width) * width * 2 * (p_.dim + 1) + tile % width);
+      }
+    });
+  }
+
+  void box_tile(int64_t tile, T* edges) const {
+    const int64_t lanes = std::min(kTile, candidates() - tile * kTile);
+    const T* states = packed_.states + tile * kTile * p_.dim;
+    for (int64_t d = 0; d <= p_.dim; ++d, edges += 2 * kernels_.width) {
+      const T* x = d < p_.dim ? states + d * kTile : packed_.values + tile * kTile;
+      T lower = x[0], upper = x[0];
+      for (int64_t lane = 1; lane < lanes; ++lane) {
+        lower = std::min(lower, x[lane]);
+        upper = std::max(upper, x[lane]);
+      }
+      edges[0] = lower;
+      edges[kernels_.width] = upper;
+    }
   }
 
   void pack_tile(int64_t tile) const {
@@ -262,7 +471,11 @@ class Search {
       const int64_t c = tile * kTile + lane;
       if (c < candidates()) {
         const T* row = ref_states_ + static_cast<int64_t>(rows_[c]) * p_.dim;
-        for (int64_t d = 0; d < p_.dim; ++d) states[d * kTile + lane] = row[d];
+        if (order_.empty() || in_order_) {
+          for (int64_t d = 0; d < p_.dim; ++d) states[d * kTile + lane] = row[d];
+        } else {
+          for (int64_t d = 0; d < p_.dim; ++d) states[d * kTile + lane] = row[order_[d]];
+        }
         values[lane] = ref_values_[rows_[c]];
       } else {
         for (int64_t d = 0; d < p_.dim; ++d) states[d * kTile + lane] = std::numeric_limits<T>::infinity();
@@ -271,13 +484,56 @@ class Search {
     }
   }
 
+  // Searches a sample of the cells through boxes, which answers their queries for good, and tells whether the others
+  // should follow; `rest` is what is left to do.
+  bool try_boxes(std::vector<Range>& rest) const {
+    const int64_t cells = ceil_div(queries(), kTile);
+    const int64_t samples = std::clamp<int64_t>(cells / 32, 2, 16);
+    const auto cell_of = [&](int64_t sample) { return (2 * sample + 1) * cells / (2 * samples); };
+    std::atomic<int64_t> work = 0, sampled = 0;
+    for_each(threads_, samples, [&](int64_t sample) {
+      const int64_t begin = cell_of(sample) * kTile, end = std::min(begin + kTile, queries());
+      work += scan_cell(begin, end);
+      sampled += end - begin;
+    });
+    rest.clear();
+    int64_t done = 0;
+    for (int64_t sample = 0; sample < samples; ++sample) {
+      const int64_t begin = cell_of(sample) * kTile;
+      if (begin > done) rest.push_back({done, begin});
+      done = std::min(begin + kTile, queries());
+    }
+    if (done < queries()) rest.push_back({done, queries()});
+    const int64_t everything = sampled * packed_.tiles * (kTile / kernels_.width) * p_.dim;
+    return static_cast<double>(work) * kCostOfBoxes < static_cast<double>(everything);
+  }
+
+  void scan_near(const std::vector<Range>& ranges) const {
+    std::vector<Range> cells;
+    for (const Range& r : ranges) {
+      for (int64_t q = r.begin; q < r.end; q += kTile) cells.push_back({q, std::min(q + kTile, r.end)});
+    }
+    for_each(threads_, static_cast<int64_t>(cells.size()), [&](int64_t i) { scan_cell(cells[i].begin, cells[i].end); });
+  }
+
+  void scan_everything(const std::vector<Range>& ranges) const {
+    const int64_t size =
+        std::clamp(round_up(ceil_div(queries(), 4 * threads_.count), kBlockUnit), kBlockUnit, kLargestBlock);
+    std::vector<Range> blocks;
+    for (const Range& r : ranges) {
+      for (int64_t q = r.begin; q < r.end; q += size) blocks.push_back({q, std::min(q + size, r.end)});
+    }
+    for_each(threads_, static_cast<int64_t>(blocks.size()),
+             [&](int64_t i) { scan_block(blocks[i].begin, blocks[i].end); });
+  }
+
   void scan_block(int64_t begin, int64_t end) const {
     const int64_t group = kernels_.group;
     const int64_t count = end - begin;
     const int64_t padded = round_up(count, group);
     const int64_t stride = round_up(p_.k, kernels_.width);
     Buffer<T> packed(padded * p_.dim), values(padded), lists(padded * stride), bounds(padded);
-    Buffer<int32_t> self(padded);
+    Buffer<int32_t> self(padded), tiles(packed_.tiles);
     for (int64_t q = 0; q < padded; ++q) {
       const int64_t i = query_rows_[begin + std::min(q, count - 1)];
       const int64_t row = self_row(i);
@@ -289,10 +545,99 @@ class Search {
       bounds[q] = q < count ? std::numeric_limits<T>::infinity() : T(-1);
     }
     std::fill_n(lists.get(), padded * stride, std::numeric_limits<T>::infinity());
-    const QueryBlock<T> block = {packed.get(), values.get(), self.get(), lists.get(),
-                                 bounds.get(), padded,       stride,     p_.k};
-    kernels_.scan_all(packed_, 0, packed_.tiles, block);
+    const PackedQueries<T> block = {packed.get(), values.get(), self.get(), padded};
+    const Nearest<T> nearest = {lists.get(), bounds.get(), stride, p_.k};
+    if (in_order_ && p_.self_join) {
+      // Candidates are in spatial order: with the nearest tiles first, few later pairs pass a bound.
+      const int64_t first = begin / kTile, last = ceil_div(end, kTile);
+      std::iota(tiles.get(), tiles.get() + (last - first), static_cast<int32_t>(first));
+      kernels_.scan_all(packed_, tiles.get(), last - first, block, nearest);
+      Buffer<T> lower(p_.dim + 1), upper(p_.dim + 1), distance(round_up(packed_.tiles, kernels_.width));
+      for (int64_t q = 0; q < count; ++q) {
+        for (int64_t d = 0; d <= p_.dim; ++d) {
+          const int64_t i = query_rows_[begin + q];
+          const T x = d < p_.dim ? states_[i * p_.dim + order_[d]] : values_[i];
+          lower[d] = q == 0 ? x : std::min(lower[d], x);
+          upper[d] = q == 0 ? x : std::max(upper[d], x);
+        }
+      }
+      T limit = *std::max_element(bounds.get(), bounds.get() + count) * slack_;
+      kernels_.box_distances({edges_.get(), packed_.tiles}, p_.dim, lower.get(), upper.get(), limit, distance.get());
+      NearTiles<T> near(distance.get(), packed_.tiles, limit, first, last);
+      constexpr int64_t kBetweenLooks = 32;
+      while (const int64_t taken = near.take(kBetweenLooks, limit, tiles.get())) {
+        kernels_.scan_all(packed_, tiles.get(), taken, block, nearest);
+        limit = *std::max_element(bounds.get(), bounds.get() + count) * slack_;
+      }
+    } else {
+      std::iota(tiles.get(), tiles.get() + packed_.tiles, 0);
+      kernels_.scan_all(packed_, tiles.get(), packed_.tiles, block, nearest);
+    }
     for (int64_t q = 0; q < count; ++q) finish(query_rows_[begin + q], lists[q * stride + p_.k - 1]);
+  }
+
+  // The queries of one cell of the tree: its own tile first, for tight bounds, then the tiles whose boxes are near
+  // enough to the group's box, nearest first, each query asking the boxes for itself. Returns the kernels' work.
+  int64_t scan_cell(int64_t begin, int64_t end) const {
+    const int64_t count = end - begin;
+    const int64_t dim = p_.dim, width = kernels_.width;
+    const int64_t stride = round_up(p_.k, width);
+    Buffer<T> states(count * dim), ordered(count * (dim + 1)), values(count), lists(count * stride), bounds(count);
+    Buffer<T> lower(dim + 1), upper(dim + 1), distance(round_up(packed_.tiles, width)), chunk(2 * (dim + 1) * width);
+    Buffer<int32_t> self(count);
+    std::fill_n(lists.get(), count * stride, std::numeric_limits<T>::infinity());
+    std::fill_n(bounds.get(), count, std::numeric_limits<T>::infinity());
+    std::fill_n(chunk.get(), 2 * (dim + 1) * width, std::numeric_limits<T>::infinity());
+    for (int64_t q = 0; q < count; ++q) {
+      const int64_t i = query_rows_[begin + q];
+      const int64_t row = self_row(i);
+      const T* state = states_ + i * dim;
+      T* sorted = ordered.get() + q * (dim + 1);
+      std::copy_n(state, dim, states.get() + q * dim);
+      for (int64_t d = 0; d < dim; ++d) sorted[d] = state[order_[d]];
+      sorted[dim] = values[q] = values_[i];
+      self[q] = row < 0 ? -1 : position_[row];
+      for (int64_t d = 0; d <= dim; ++d) {
+        lower[d] = q == 0 ? sorted[d] : std::min(lower[d], sorted[d]);
+        upper[d] = q == 0 ? sorted[d] : std::max(upper[d], sorted[d]);
+      }
+    }
+    const QueryGroup<T> group = {states.get(), ordered.get(), values.get(), self.get(), count};
+    const Nearest<T> nearest = {lists.get(), bounds.get(), stride, p_.k};
+    const Boxes<T> boxes = {edges_.get(), packed_.tiles};
+    const auto widest_bound = [&] { return *std::max_element(bounds.get(), bounds.get() + count) * slack_; };
+
+    int32_t chosen[kTile];  // at least as many as a vector has lanes
+    int64_t work = 0;
+    const auto scan = [&](int64_t tiles) {
+      T nearest_box = distance[chosen[0]];
+      for (int64_t t = 0; t < tiles; ++t) {
+        const T* from = edges_.get() + (chosen[t] / width) * width * 2 * (dim + 1) + chosen[t] % width;
+        for (int64_t e = 0; e < 2 * (dim + 1); ++e) chunk[e * width + t] = from[e * width];
+        nearest_box = std::min(nearest_box, distance[chosen[t]]);
+      }
+      work +=
+          kernels_.scan_boxes(packed_, chosen, {chunk.get(), tiles}, nearest_box, slot_.data(), slack_, group, nearest);
+    };
+
+    constexpr T kInfinity = std::numeric_limits<T>::infinity();
+    int64_t first = begin / kTile;
+    if (!p_.self_join) {
+      kernels_.box_distances(boxes, dim, lower.get(), upper.get(), kInfinity, distance.get());
+      first = std::min_element(distance.get(), distance.get() + packed_.tiles) - distance.get();
+    }
+    distance[first] = 0;
+    chosen[0] = static_cast<int32_t>(first);
+    scan(1);
+    T limit = widest_bound();
+    if (p_.self_join) kernels_.box_distances(boxes, dim, lower.get(), upper.get(), limit, distance.get());
+    NearTiles<T> near(distance.get(), packed_.tiles, limit, first, first + 1);
+    while (const int64_t taken = near.take(width, limit, chosen)) {
+      scan(taken);
+      limit = widest_bound();
+    }
+    for (int64_t q = 0; q < count; ++q) finish(query_rows_[begin + q], lists[q * stride + p_.k - 1]);
+    return work;
   }
 
   void finish(int64_t i, T radius) const {
@@ -322,6 +667,10 @@ class Search {
   std::vector<int32_t> query_rows_;  // queries that have an answer
   Buffer<T> sorted_values_;          // of the candidates, ascending
   Buffer<T> packed_states_, packed_values_;
+  std::vector<int32_t> order_, slot_;  // tile's d-th dimension is order_[d]; dimension d is the tile's slot_[d]-th
+  T slack_ = 1;
+  bool in_order_ = false;  // tiles have been packed again in the definition's order
+  Buffer<T> edges_;        // boxes of all tiles
   Candidates<T> packed_;
 };
 

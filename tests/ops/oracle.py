@@ -90,8 +90,10 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equality of bits; NaNs are compared by position, not by payload, and the zeros of a distance have no sign."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(0.0), b.nan_to_num(0.0)) and torch.equal(
-        a.isinf(), b.isinf()
+    return (
+        torch.equal(a.isnan(), b.isnan())
+        and torch.equal(a.nan_to_num(0.0), b.nan_to_num(0.0))
+        and torch.equal(a.isinf(), b.isinf())
     )
 
 

@@ -44,7 +44,7 @@ def test_conditional_entropy_of_duplicates_and_of_a_broken_row() -> None:
 
 def brute_force_entropy(states: np.ndarray, values: np.ndarray, k: int, offset: float) -> np.ndarray:
     """The formula of VCSE in float64, the point itself left out."""
-    n, dim = states.shape
+    dim = states.shape[1]
     distance = np.sqrt(((states[:, None] - states[None]) ** 2).sum(-1))
     gap = np.abs(values[:, None] - values[None])
     key = np.maximum(distance, gap)

@@ -203,7 +203,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("k too small", {"k": 0}, r"k must be from 1 to 128, got 0"),
     ("k too large", {"k": 129}, r"k must be from 1 to 128, got 129"),
     ("k beyond N - 1", {"k": 8}, r"k must be at most N - 1 = 7.*got k = 8.*\[8, 3\]"),
-    ("k beyond M", {"k": 4, "reference_states": S[:3], "reference_values": Q[:3]}, r"k must be at most M = 3.*\[3, 3\]"),
+    (
+        "k beyond M",
+        {"k": 4, "reference_states": S[:3], "reference_values": Q[:3]},
+        r"k must be at most M = 3.*\[3, 3\]",
+    ),
     (
         "k beyond M - 1",
         {"k": 3, "reference_states": S[:3], "reference_values": Q[:3], "self_index": torch.zeros(8, dtype=torch.int64)},

@@ -1,0 +1,16 @@
+#include "critic_kernel.h"
+
+namespace qcse::cpu {
+namespace {
+
+constexpr int kBytes = 32;
+constexpr int kRows = 6;
+constexpr int kFeatures = 4;
+
+#include "critic_impl.h"
+
+}  // namespace
+
+const CriticKernelSet kAvx2Critic = {"avx2", make_critic_kernels<float>(), make_critic_kernels<double>()};
+
+}  // namespace qcse::cpu

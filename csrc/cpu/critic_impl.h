@@ -1,0 +1,476 @@
+// The fused critic step, included once per instruction set inside an anonymous namespace, after
+//   kBytes     size of a vector register
+//   kRows      rows of a register tile: 2 * kRows accumulators and 2 more registers must fit
+//   kFeatures  as kRows, for weight gradients; divides the panel width
+//
+// Every matrix is kept in panels: kPanel<T> = two vectors' worth of columns, row after row, panel after panel. A
+// product then reads its right factor as one stream of vectors and its left one by broadcasting single numbers.
+
+template <typename T>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(kBytes)));
+};
+template <typename T>
+using Vector = typename VectorOf<T>::Type;
+template <typename T>
+constexpr int64_t kLanes = kBytes / sizeof(T);
+template <typename T>
+constexpr int64_t kPanel = 2 * kLanes<T>;
+
+// Rows of a chunk: its activations stay in the second-level cache, panels of it in the first.
+constexpr int64_t kChunkRows = 128;
+
+inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <typename T>
+inline Vector<T> load(const T* p) {
+  Vector<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <typename T>
+inline void store(T* p, Vector<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+template <typename T>
+inline void fill(T* p, int64_t count, T value) {
+  for (int64_t i = 0; i < count; ++i) p[i] = value;
+}
+
+inline float exponential(float x) { return __builtin_expf(x); }
+inline double exponential(double x) { return __builtin_exp(x); }
+inline float logarithm(float x) { return __builtin_logf(x); }
+inline double logarithm(double x) { return __builtin_log(x); }
+
+// A matrix in panels: element (row, column) at data[(column / kPanel * rows + row) * kPanel + column % kPanel].
+template <typename T>
+struct Panels {
+  T* data;
+  int64_t rows;     // between one panel and the next
+  int64_t columns;  // those that count; the rest of the last panel is zero
+  T* panel(int64_t p) const { return data + p * rows * kPanel<T>; }
+  int64_t panels() const { return (columns + kPanel<T> - 1) / kPanel<T>; }
+};
+
+template <typename T>
+int64_t panel_scalars(int64_t rows, int64_t columns) {
+  return rows * round_up(columns, kPanel<T>);
+}
+
+template <typename T>
+void pack(const T* source, int64_t rows, int64_t columns, int64_t row_step, int64_t column_step, const Panels<T>& to) {
+  for (int64_t p = 0; p < to.panels(); ++p) {
+    T* out = to.panel(p);
+    const int64_t first = p * kPanel<T>, width = smaller(columns - first, kPanel<T>);
+    for (int64_t r = 0; r < rows; ++r, out += kPanel<T>) {
+      const T* in = source + r * row_step + first * column_step;
+      for (int64_t c = 0; c < width; ++c) out[c] = in[c * column_step];
+      for (int64_t c = width; c < kPanel<T>; ++c) out[c] = 0;
+    }
+  }
+}
+
+// acc[i] += x(row + i, 0 .. depth) times the rows of one weight panel.
+template <typename T, int Rows>
+inline __attribute__((always_inline)) void multiply(const Panels<T>& x, int64_t row, const T* weight, int64_t depth,
+                                                    Vector<T> (&acc)[Rows][2]) {
+  for (int64_t first = 0; first < depth; first += kPanel<T>) {
+    const T* in = x.panel(first / kPanel<T>) + row * kPanel<T>;
+    const int64_t width = smaller(depth - first, kPanel<T>);
+    for (int64_t c = 0; c < width; ++c, weight += kPanel<T>) {
+      const Vector<T> w0 = load(weight), w1 = load(weight + kLanes<T>);
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) {
+        const T factor = in[i * kPanel<T> + c];
+        acc[i][0] += factor * w0;
+        acc[i][1] += factor * w1;
+      }
+    }
+  }
+}
+
+template <typename T>
+inline Vector<T> positive(Vector<T> v) {
+  return v > 0 ? v : Vector<T>{};
+}
+
+// How a layer's sums begin and end.
+enum class Layer {
+  kPlain,  // starts from the bias, stays as it is
+  kState,  // starts from a row that `group` consecutive rows share, ends with the ReLU
+  kRelu,   // starts from the bias, ends with the ReLU
+  kMask,   // starts from 0, is kept where `gate` is positive: the gradient through a ReLU
+};
+
+template <typename T, Layer kind, int Rows>
+inline __attribute__((always_inline)) void layer_tile(const Panels<T>& x, int64_t row, const Panels<T>& weight,
+                                                      int64_t depth, const T* bias, const Panels<T>& start,
+                                                      int64_t group, const Panels<T>& gate, const Panels<T>& out) {
+  for (int64_t p = 0; p < out.panels(); ++p) {
+    Vector<T> acc[Rows][2];
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      if constexpr (kind == Layer::kState) {
+        const T* from = start.panel(p) + (row + i) / group * kPanel<T>;
+        acc[i][0] = load(from), acc[i][1] = load(from + kLanes<T>);
+      } else if constexpr (kind == Layer::kMask) {
+        acc[i][0] = acc[i][1] = Vector<T>{};
+      } else {
+        acc[i][0] = load(bias + p * kPanel<T>), acc[i][1] = load(bias + p * kPanel<T> + kLanes<T>);
+      }
+    }
+    multiply<T, Rows>(x, row, weight.panel(p), depth, acc);
+    T* to = out.panel(p) + row * kPanel<T>;
+    const T* open = kind == Layer::kMask ? gate.panel(p) + row * kPanel<T> : nullptr;
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) {
+        Vector<T> v = acc[i][h];
+        if constexpr (kind == Layer::kMask) v = load(open + i * kPanel<T> + h * kLanes<T>) > 0 ? v : Vector<T>{};
+        if constexpr (kind == Layer::kRelu || kind == Layer::kState) v = positive<T>(v);
+        store(to + i * kPanel<T> + h * kLanes<T>, v);
+      }
+    }
+  }
+}
+
+// out = x times weight for `rows` rows.
+template <typename T, Layer kind>
+void layer(const Panels<T>& x, int64_t rows, const Panels<T>& weight, int64_t depth, const T* bias,
+           const Panels<T>& start, int64_t group, const Panels<T>& gate, const Panels<T>& out) {
+  int64_t row = 0;
+  for (; row + kRows <= rows; row += kRows) {
+    layer_tile<T, kind, kRows>(x, row, weight, depth, bias, start, group, gate, out);
+  }
+  for (; row + 4 <= rows; row += 4) layer_tile<T, kind, 4>(x, row, weight, depth, bias, start, group, gate, out);
+  for (; row < rows; ++row) layer_tile<T, kind, 1>(x, row, weight, depth, bias, start, group, gate, out);
+}
+
+// grad (panels of outputs, one row per input) += x^T g over `rows` rows.
+template <typename T>
+void accumulate_product(const Panels<T>& x, const Panels<T>& g, int64_t rows, const Panels<T>& grad) {
+  for (int64_t first = 0; first < x.columns; first += kFeatures) {
+    const T* in = x.panel(first / kPanel<T>) + first % kPanel<T>;
+    for (int64_t p = 0; p < g.panels(); ++p) {
+      T* sum = grad.panel(p) + first * kPanel<T>;
+      Vector<T> acc[kFeatures][2];
+#pragma GCC unroll 16
+      for (int i = 0; i < kFeatures; ++i) {
+        acc[i][0] = load(sum + i * kPanel<T>), acc[i][1] = load(sum + i * kPanel<T> + kLanes<T>);
+      }
+      const T* a = in;
+      const T* b = g.panel(p);
+      for (int64_t r = 0; r < rows; ++r, a += kPanel<T>, b += kPanel<T>) {
+        const Vector<T> g0 = load(b), g1 = load(b + kLanes<T>);
+#pragma GCC unroll 16
+        for (int i = 0; i < kFeatures; ++i) {
+          acc[i][0] += a[i] * g0;
+          acc[i][1] += a[i] * g1;
+        }
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < kFeatures; ++i) {
+        store(sum + i * kPanel<T>, acc[i][0]), store(sum + i * kPanel<T> + kLanes<T>, acc[i][1]);
+      }
+    }
+  }
+}
+
+// sums (one row of panels, as long as the columns) += column sums of g over rows [begin, end).
+template <typename T>
+void accumulate_columns(const Panels<T>& g, int64_t begin, int64_t end, T* sums, int64_t panel_step) {
+  for (int64_t p = 0; p < g.panels(); ++p) {
+    T* sum = sums + p * panel_step;
+    Vector<T> s0 = load(sum), s1 = load(sum + kLanes<T>);
+    const T* row = g.panel(p) + begin * kPanel<T>;
+    for (int64_t r = begin; r < end; ++r, row += kPanel<T>) s0 += load(row), s1 += load(row + kLanes<T>);
+    store(sum, s0), store(sum + kLanes<T>, s1);
+  }
+}
+
+// Hands out pieces of the caller's workspace, each on a cache line of its own.
+template <typename T>
+struct Arena {
+  T* next;
+  int64_t used = 0;
+  T* take(int64_t scalars) {
+    T* piece = next == nullptr ? nullptr : next + used;
+    used += round_up(scalars, 64 / static_cast<int64_t>(sizeof(T)));
+    return piece;
+  }
+  Panels<T> panels(int64_t rows, int64_t columns) {
+    // Register tiles of features may run over the last column's feature tile, never over a panel.
+    return {take(panel_scalars<T>(rows, columns)), rows, columns};
+  }
+};
+
+constexpr int64_t kMaxLayers = 16;
+
+// One critic's parameters in panels, and the activations of one chunk.
+template <typename T>
+struct Work {
+  Panels<T> state_weight, action_weight;         // halves of the first layer, [inputs, width]
+  Panels<T> weight[kMaxLayers], back[kMaxLayers];  // hidden layers l >= 1 and their transposes
+  T* bias[kMaxLayers];
+  T* last;  // weights of the output, padded with zeros
+  Panels<T> states, actions, base;
+  Panels<T> hidden[kMaxLayers];
+  T* q;
+  // Gradients: of q, of two activations at a time, and of the parameters.
+  T* q_grad;
+  Panels<T> up, down, base_grad;
+  Panels<T> state_weight_grad, action_weight_grad, weight_grad[kMaxLayers];
+  T* bias_grad[kMaxLayers];
+  T* last_grad;
+  int64_t chunk_states;
+
+  // Lays everything out; with a null arena this only counts.
+  Work(const Critics<T>& c, bool gradient, Arena<T>& arena) {
+    chunk_states = smaller(c.batch, kChunkRows / c.actions > 0 ? kChunkRows / c.actions : 1);
+    const int64_t rows = chunk_states * c.actions, hidden_layers = c.layers - 1;
+    int64_t widest = 0;
+    state_weight = arena.panels(c.state_dim, c.widths[0]);
+    action_weight = arena.panels(c.action_dim, c.widths[0]);
+    for (int64_t l = 0; l < hidden_layers; ++l) {
+      if (l > 0) weight[l] = arena.panels(c.widths[l - 1], c.widths[l]);
+      if (l > 0 && gradient) back[l] = arena.panels(c.widths[l], c.widths[l - 1]);
+      bias[l] = arena.take(round_up(c.widths[l], kPanel<T>));
+      hidden[l] = arena.panels(rows, c.widths[l]);
+      widest = widest > c.widths[l] ? widest : c.widths[l];
+    }
+    last = arena.take(round_up(c.widths[hidden_layers - 1], kPanel<T>));
+    states = arena.panels(chunk_states, c.state_dim);
+    actions = arena.panels(rows, c.action_dim);
+    base = arena.panels(chunk_states, c.widths[0]);
+    q = arena.take(rows);
+    if (!gradient) return;
+    q_grad = arena.take(rows);
+    up = arena.panels(rows, widest);
+    down = arena.panels(rows, widest);
+    base_grad = arena.panels(chunk_states, c.widths[0]);
+    // Feature tiles of the products x^T g may end behind the last input: room for a whole panel of rows.
+    state_weight_grad = arena.panels(round_up(c.state_dim, kPanel<T>), c.widths[0]);
+    action_weight_grad = arena.panels(round_up(c.action_dim, kPanel<T>), c.widths[0]);
+    for (int64_t l = 0; l < hidden_layers; ++l) {
+      if (l > 0) weight_grad[l] = arena.panels(round_up(c.widths[l - 1], kPanel<T>), c.widths[l]);
+      bias_grad[l] = arena.take(round_up(c.widths[l], kPanel<T>));
+    }
+    last_grad = arena.take(round_up(c.widths[hidden_layers - 1], kPanel<T>));
+  }
+
+  void load_parameters(const Critics<T>& c, int64_t net, bool gradient) {
+    const int64_t hidden_layers = c.layers - 1, first = c.widths[0];
+    const T* w = c.weights[0] + net * (c.state_dim + c.action_dim) * first;
+    pack(w, c.state_dim, first, first, 1, state_weight);
+    pack(w + c.state_dim * first, c.action_dim, first, first, 1, action_weight);
+    for (int64_t l = 0; l < hidden_layers; ++l) {
+      const int64_t in = l > 0 ? c.widths[l - 1] : 0, out = c.widths[l];
+      if (l > 0) pack(c.weights[l] + net * in * out, in, out, out, 1, weight[l]);
+      if (l > 0 && gradient) pack(c.weights[l] + net * in * out, out, in, 1, out, back[l]);
+      fill(bias[l], round_up(out, kPanel<T>), T(0));
+      for (int64_t j = 0; j < out; ++j) bias[l][j] = c.biases[l][net * out + j];
+    }
+    const int64_t width = c.widths[hidden_layers - 1];
+    fill(last, round_up(width, kPanel<T>), T(0));
+    for (int64_t j = 0; j < width; ++j) last[j] = c.weights[hidden_layers][net * width + j];
+  }
+
+  void clear_gradients(const Critics<T>& c) {
+    auto clear = [](const Panels<T>& g) { fill(g.data, panel_scalars<T>(g.rows, g.columns), T(0)); };
+    clear(state_weight_grad);
+    clear(action_weight_grad);
+    for (int64_t l = 0; l + 1 < c.layers; ++l) {
+      if (l > 0) clear(weight_grad[l]);
+      fill(bias_grad[l], round_up(c.widths[l], kPanel<T>), T(0));
+    }
+    fill(last_grad, round_up(c.widths[c.layers - 2], kPanel<T>), T(0));
+  }
+};
+
+// q of the states [first, first + count) of one seed.
+template <typename T>
+void forward(const Critics<T>& c, int64_t seed, int64_t net, int64_t first, int64_t count, Work<T>& work) {
+  const int64_t rows = count * c.actions, hidden_layers = c.layers - 1;
+  const T* states = c.states + (seed * c.batch + first) * c.state_dim;
+  const T* actions = c.action_rows + (seed * c.batch + first) * c.actions * c.action_dim;
+  const Panels<T> none{nullptr, 0, 0};
+  pack(states, count, c.state_dim, c.state_dim, 1, work.states);
+  pack(actions, rows, c.action_dim, c.action_dim, 1, work.actions);
+  layer<T, Layer::kPlain>(work.states, count, work.state_weight, c.state_dim, work.bias[0], none, 1, none, work.base);
+  layer<T, Layer::kState>(work.actions, rows, work.action_weight, c.action_dim, nullptr, work.base, c.actions, none,
+                          work.hidden[0]);
+  for (int64_t l = 1; l < hidden_layers; ++l) {
+    layer<T, Layer::kRelu>(work.hidden[l - 1], rows, work.weight[l], c.widths[l - 1], work.bias[l], none, 1, none,
+                           work.hidden[l]);
+  }
+  const Panels<T>& top = work.hidden[hidden_layers - 1];
+  const T bias = c.biases[hidden_layers][net];
+  for (int64_t r = 0; r < rows; ++r) {
+    Vector<T> s0{}, s1{};
+    for (int64_t p = 0; p < top.panels(); ++p) {
+      const T* h = top.panel(p) + r * kPanel<T>;
+      s0 += load(h) * load(work.last + p * kPanel<T>);
+      s1 += load(h + kLanes<T>) * load(work.last + p * kPanel<T> + kLanes<T>);
+    }
+    s0 += s1;
+    T sum = bias;
+    for (int64_t i = 0; i < kLanes<T>; ++i) sum += s0[i];
+    work.q[r] = sum;
+  }
+}
+
+// Parameter gradients of sum_r q_grad[r] q[r] over the chunk that `forward` left.
+template <typename T>
+void backward(const Critics<T>& c, int64_t count, Work<T>& work, T* output_bias_grad) {
+  const int64_t rows = count * c.actions, hidden_layers = c.layers - 1;
+  const Panels<T> none{nullptr, 0, 0};
+  Panels<T> up = work.up, down = work.down;
+  const Panels<T>& top = work.hidden[hidden_layers - 1];
+  up.columns = top.columns;
+  for (int64_t p = 0; p < top.panels(); ++p) {
+    const Vector<T> w0 = load(work.last + p * kPanel<T>), w1 = load(work.last + p * kPanel<T> + kLanes<T>);
+    Vector<T> s0{}, s1{};
+    const T* h = top.panel(p);
+    T* g = up.panel(p);
+    for (int64_t r = 0; r < rows; ++r, h += kPanel<T>, g += kPanel<T>) {
+      const Vector<T> h0 = load(h), h1 = load(h + kLanes<T>);
+      const T q_grad = work.q_grad[r];
+      s0 += q_grad * h0, s1 += q_grad * h1;
+      store(g, h0 > 0 ? q_grad * w0 : Vector<T>{}), store(g + kLanes<T>, h1 > 0 ? q_grad * w1 : Vector<T>{});
+    }
+    T* sum = work.last_grad + p * kPanel<T>;
+    store(sum, load(sum) + s0), store(sum + kLanes<T>, load(sum + kLanes<T>) + s1);
+  }
+  for (int64_t r = 0; r < rows; ++r) *output_bias_grad += work.q_grad[r];
+  for (int64_t l = hidden_layers - 1; l > 0; --l) {
+    accumulate_product(work.hidden[l - 1], up, rows, work.weight_grad[l]);
+    accumulate_columns(up, 0, rows, work.bias_grad[l], kPanel<T>);
+    down.columns = c.widths[l - 1];
+    layer<T, Layer::kMask>(up, rows, work.back[l], c.widths[l], nullptr, none, 1, work.hidden[l - 1], down);
+    const Panels<T> swap = up;
+    up = down, down = swap;
+  }
+  accumulate_product(work.actions, up, rows, work.action_weight_grad);
+  const Panels<T>& base = work.base_grad;
+  fill(base.data, panel_scalars<T>(base.rows, base.columns), T(0));
+  for (int64_t i = 0; i < count; ++i) {
+    accumulate_columns(up, i * c.actions, (i + 1) * c.actions, base.data + i * kPanel<T>, base.rows * kPanel<T>);
+  }
+  accumulate_product(work.states, base, count, work.state_weight_grad);
+  accumulate_columns(base, 0, count, work.bias_grad[0], kPanel<T>);
+}
+
+template <typename T>
+void unpack(const Panels<T>& grad, int64_t rows, T* out) {
+  for (int64_t p = 0; p < grad.panels(); ++p) {
+    const int64_t first = p * kPanel<T>, width = smaller(grad.columns - first, kPanel<T>);
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* in = grad.panel(p) + r * kPanel<T>;
+      for (int64_t c = 0; c < width; ++c) out[r * grad.columns + first + c] = in[c];
+    }
+  }
+}
+
+// Losses of the chunk's states, and q_grad.
+template <typename T>
+void loss_rows(const ConservativeLoss<T>& loss, int64_t seed, int64_t first, int64_t count, Work<T>& work,
+               LossSums<T>& sums) {
+  const int64_t n = loss.sampled, m = 3 * n;
+  const T share = T(1) / static_cast<T>(loss.critics.batch), weight = loss.weight[seed] * share;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t state = seed * loss.critics.batch + first + i;
+    const T* q = work.q + i * (1 + m);
+    T* grad = work.q_grad + i * (1 + m);
+    const T* offset = loss.offsets + state * m;
+    const T bound = loss.bound[state], target = loss.target[state];
+    // v_j / T less their maximum, first kept where the gradient will stand
+    T top = loss.include_data ? q[0] : offset[0] + q[1];
+    for (int64_t j = 1; j <= m; ++j) {
+      const T value = offset[j - 1] + (j > n && q[j] < bound ? bound : q[j]);
+      grad[j] = value;
+      top = value > top ? value : top;
+    }
+    T total = loss.include_data ? exponential((q[0] - top) / loss.temperature) : T(0);
+    const T data_part = total;
+    for (int64_t j = 1; j <= m; ++j) {
+      grad[j] = exponential((grad[j] - top) / loss.temperature);
+      total += grad[j];
+    }
+    const T difference = top + loss.temperature * logarithm(total) - q[0];
+    // As torch's clamp, which passes the gradient where the value lies on the bound.
+    const bool open = !(difference < loss.floor);
+    sums.gap += open ? difference : loss.floor;
+    const T error = q[0] - target, scale = open ? weight / total : T(0);
+    sums.error += error * error;
+    sums.q_data += q[0];
+    grad[0] = 2 * error * share - (open ? weight : T(0)) + scale * data_part;
+    for (int64_t j = 1; j <= n; ++j) {
+      sums.q_uniform += q[j];
+      grad[j] *= scale;
+    }
+    for (int64_t j = n + 1; j <= m; ++j) {
+      sums.q_policy += q[j];
+      const bool below = q[j] < bound;
+      sums.bound += below ? T(1) : T(0);
+      // As torch.maximum, which gives each of two equal values half of the gradient.
+      grad[j] = below ? T(0) : q[j] == bound ? grad[j] * scale / 2 : grad[j] * scale;
+    }
+  }
+}
+
+template <typename T>
+int64_t workspace(const Critics<T>& c, bool gradient) {
+  Arena<T> arena{nullptr};
+  Work<T> work(c, gradient, arena);
+  return arena.used;
+}
+
+template <typename T>
+void values(const Critics<T>& c, const CriticRange& range, T* space, T* out) {
+  Arena<T> arena{space};
+  Work<T> work(c, false, arena);
+  const int64_t net = range.seed * c.members + range.member;
+  work.load_parameters(c, net, false);
+  for (int64_t first = range.begin; first < range.end; first += work.chunk_states) {
+    const int64_t count = smaller(work.chunk_states, range.end - first);
+    forward(c, range.seed, net, first, count, work);
+    T* to = out + (net * c.batch + first) * c.actions;
+    for (int64_t r = 0; r < count * c.actions; ++r) to[r] = work.q[r];
+  }
+}
+
+template <typename T>
+LossSums<T> conservative(const ConservativeLoss<T>& loss, const CriticRange& range, T* space, T* const* weight_grads,
+                         T* const* bias_grads) {
+  const Critics<T>& c = loss.critics;
+  Arena<T> arena{space};
+  Work<T> work(c, true, arena);
+  const int64_t net = range.seed * c.members + range.member, hidden_layers = c.layers - 1;
+  work.load_parameters(c, net, true);
+  work.clear_gradients(c);
+  LossSums<T> sums;
+  T output_bias_grad = 0;
+  for (int64_t first = range.begin; first < range.end; first += work.chunk_states) {
+    const int64_t count = smaller(work.chunk_states, range.end - first);
+    forward(c, range.seed, net, first, count, work);
+    loss_rows(loss, range.seed, first, count, work, sums);
+    backward(c, count, work, &output_bias_grad);
+  }
+  unpack(work.state_weight_grad, c.state_dim, weight_grads[0]);
+  unpack(work.action_weight_grad, c.action_dim, weight_grads[0] + c.state_dim * c.widths[0]);
+  for (int64_t l = 0; l < hidden_layers; ++l) {
+    if (l > 0) unpack(work.weight_grad[l], c.widths[l - 1], weight_grads[l]);
+    for (int64_t j = 0; j < c.widths[l]; ++j) bias_grads[l][j] = work.bias_grad[l][j];
+  }
+  const int64_t width = c.widths[hidden_layers - 1];
+  for (int64_t j = 0; j < width; ++j) weight_grads[hidden_layers][j] = work.last_grad[j];
+  bias_grads[hidden_layers][0] = output_bias_grad;
+  return sums;
+}
+
+template <typename T>
+constexpr CriticKernels<T> make_critic_kernels() {
+  return {workspace<T>, values<T>, conservative<T>};
+}

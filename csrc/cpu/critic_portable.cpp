@@ -1,0 +1,16 @@
+#include "critic_kernel.h"
+
+namespace qcse::cpu {
+namespace {
+
+constexpr int kBytes = 16;
+constexpr int kRows = 6;
+constexpr int kFeatures = 4;
+
+#include "critic_impl.h"
+
+}  // namespace
+
+const CriticKernelSet kPortableCritic = {"portable", make_critic_kernels<float>(), make_critic_kernels<double>()};
+
+}  // namespace qcse::cpu
