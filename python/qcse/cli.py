@@ -177,13 +177,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: list[str]) -> int:
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--algo", default="cal_ql")
-    peek.add_argument("--env", default="Hopper-v5")
+    peek.add_argument("--env")
+    peek.add_argument("--task")
+    peek.add_argument("--preset")
     peek.add_argument("--resume", type=Path)
     known, _ = peek.parse_known_args(argv)
 
     from . import checkpoint, train
+    from .download import task_file
+    from .tasks import find_task
 
-    defaults = preset(known.algo, known.env)
+    task = None if known.task is None else find_task(known.task)
+    kind = known.preset or ("default" if task is None or known.algo == "sac" or known.env else task.preset)
+    defaults = preset(known.algo, known.env or (task.env_id if task else "Hopper-v5"), kind)
+    if task is not None:
+        defaults.task, defaults.dataset = task.name, task.path
     if known.resume is not None:
         defaults = train.stored_config(known.resume)
     values = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(TrainConfig)}
@@ -191,6 +199,8 @@ def _train(argv: list[str]) -> int:
     asked = {name: value for name, value in to_dict(parsed).items() if name != "resume"}
     config = from_dict(asked)
 
+    if task is not None and config.dataset == task.path:
+        task_file(task)
     if parsed.resume is None:
         trainer = train.Trainer(config, train.prepare_out(config))
     else:
@@ -229,6 +239,8 @@ def _eval(argv: list[str]) -> int:
         "normalized_score": float(normalized_score(trainer.task.family, result.returns.mean())),
         "episode_length": float(result.lengths.mean()),
     }
+    if result.successes is not None:
+        record["success_rate"] = float(result.successes.mean())
     if args.json:
         print(json.dumps(record))
     else:
@@ -236,6 +248,7 @@ def _eval(argv: list[str]) -> int:
             f"{args.run} at step {record['step']}, {args.episodes} episodes of {record['env']}: return "
             f"{record['return_mean']:.1f} +- {record['return_std']:.1f}, normalised score "
             f"{record['normalized_score']:.1f}, length {record['episode_length']:.0f}"
+            + (f", success {record['success_rate']:.0%}" if "success_rate" in record else "")
         )
     return 0
 

@@ -11,13 +11,17 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from .datasets import task_family
 from .errors import ConfigError
 
 Algo = Literal["sac", "cql", "cal_ql"]
 BonusKind = Literal["none", "qcse"]
+Preset = Literal["default", "corl", "official"]
 
 # Neighbours that worked best in the paper, per task family (arXiv 2310.19805, as quoted by its reviewers).
 PAPER_NEIGHBOURS = {"hopper": 10, "walker2d": 20, "antmaze": 25}
+MUJOCO = ("halfcheetah", "hopper", "walker2d", "ant")
+ADROIT = ("pen", "door", "hammer", "relocate")
 
 
 @dataclass
@@ -108,9 +112,15 @@ class TrainConfig:
     algo: Algo = "cal_ql"
     """Algorithm: sac, cql (conservative), cal_ql (conservative, calibrated by the data's returns)."""
     env: str = "Hopper-v5"
-    """Gymnasium environment id."""
+    """Gymnasium environment id. minari:ID is the environment that a Minari dataset was recorded in."""
+    task: str | None = None
+    """Name of a dataset of D4RL, such as antmaze-large-play-v2: sets env, dataset (found in D4RL's cache folder or
+    downloaded into it) and preset, all of which may still be given. `qcse data list` shows the names."""
+    preset: Preset = "default"
+    """Whose constants the defaults are. default: WSRL's on MuJoCo, CORL's on AntMaze; corl: CORL's (antmaze, MuJoCo,
+    Adroit); official: the Cal-QL authors' (antmaze)."""
     dataset: Path | None = None
-    """HDF5 file in D4RL's layout. Needed unless offline_steps is 0 and the algorithm is sac."""
+    """HDF5 file in D4RL's layout, or minari:ID. Needed unless offline_steps is 0 and the algorithm is sac."""
     bonus: BonusConfig = field(default_factory=BonusConfig)
     offline_steps: int = 250_000
     """Gradient updates on the dataset before the first environment step."""
@@ -128,6 +138,8 @@ class TrainConfig:
     taken together."""
     updates_per_step: int = 1
     """Gradient updates per environment step in the online phase."""
+    update_after: Literal["step", "episode"] = "step"
+    """When updates happen online: after each step, or after each episode as many as it had steps."""
     learning_starts: int = 0
     """Online steps before the first online update."""
     random_steps: int = 0
@@ -172,17 +184,33 @@ class TrainConfig:
     """torch's CPU threads. None: one per core. Results are reproducible bit for bit for an equal number only."""
 
 
-def preset(algo: str, env: str) -> TrainConfig:
+def preset(algo: str, env: str, kind: str = "default") -> TrainConfig:
     """Defaults for an algorithm on an environment's family, with their sources.
 
-    cql and cal_ql on MuJoCo: the constants of WSRL's public offline-to-online configuration (two hidden layers of
-    256, alpha 5, no Lagrange multiplier, max-target backup, 250k updates offline). On AntMaze: those of CORL. sac:
-    Stable-Baselines3's constants.
+    Args:
+        algo: an algorithm.
+        env: Gymnasium's name; its family decides.
+        kind: "default": for cql and cal_ql on MuJoCo the constants of WSRL's public offline-to-online configuration
+            (two hidden layers of 256, alpha 5, no Lagrange multiplier, max-target backup, 250k updates offline), on
+            AntMaze those of CORL, on the embedded point maze AntMaze's rewards with small networks; for sac
+            Stable-Baselines3's. "corl": CORL's (commit 6afec90) on AntMaze, MuJoCo and Adroit. "official": those of
+            Cal-QL's authors (commit ac6eafe) on AntMaze.
+
+    Raises:
+        ConfigError: an unknown algorithm, or a kind that has no constants for the environment.
     """
     if algo not in typing.get_args(Algo):
         raise ConfigError(f"algo: got {algo!r}, expected one of {', '.join(typing.get_args(Algo))}")
-    family = env.split("-")[0].lower()
-    config = TrainConfig(algo=typing.cast(Algo, algo), env=env)
+    if kind not in typing.get_args(Preset):
+        raise ConfigError(f"preset: got {kind!r}, expected one of {', '.join(typing.get_args(Preset))}")
+    family = task_family(env)
+    published = {"default": None, "corl": (*MUJOCO, "antmaze", *ADROIT), "official": ("antmaze",)}[kind]
+    if published is not None and (family not in published or algo == "sac"):
+        raise ConfigError(
+            f"preset: {kind!r} has no constants for {algo} on {env}; expected cql or cal_ql on one of "
+            f"{', '.join(published)}, or --preset default"
+        )
+    config = TrainConfig(algo=typing.cast(Algo, algo), env=env, preset=typing.cast(Preset, kind))
     config.bonus.k = PAPER_NEIGHBOURS.get(family, 12)
     if algo == "sac":
         config.offline_steps = 0
@@ -190,14 +218,32 @@ def preset(algo: str, env: str) -> TrainConfig:
         config.policy_lr = 3e-4
         config.entropy_backup = True
         config.learning_starts = config.random_steps = 5000
+        return config
     if algo == "cal_ql":
         config.offline_fraction = 0.5
-    if family == "antmaze" and algo != "sac":
-        config.offline_steps = config.online_steps = 1_000_000
+    if family in ("antmaze", "pointmaze"):
         config.reward_scale, config.reward_bias = 10.0, -5.0
-        config.net = NetworkConfig((256,) * 3, (256,) * 5, orthogonal_init=True)
-        config.cql.lagrange, config.cql.clip_difference = True, -200.0
-        config.eval_every, config.eval_episodes = 50_000, 100
+    if family == "antmaze":
+        config.offline_steps = config.online_steps = 1_000_000
+        config.cql.lagrange = True
+        config.eval_every = 50_000
+        if kind == "official":
+            config.net = NetworkConfig((256,) * 2, (256,) * 4, orthogonal_init=True)
+            config.cql.calibration_online = "task_return"
+            config.update_after = "episode"
+            config.eval_episodes = 20
+        else:
+            config.net = NetworkConfig((256,) * 3, (256,) * 5, orthogonal_init=True)
+            config.cql.clip_difference = -200.0
+            config.eval_episodes = 100
+    elif kind == "corl":
+        config.offline_steps = config.online_steps = 1_000_000
+        config.net = NetworkConfig((256,) * 3, (256,) * 3, orthogonal_init=True)
+        if family in ADROIT:
+            config.cql.alpha = 1.0
+        else:
+            config.cql.alpha, config.cql.max_target_backup = 10.0, False
+            config.policy_lr, config.normalize_observations = 3e-5, True
     return config
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -142,15 +143,22 @@ def load_d4rl(path: str | os.PathLike[str], progress: bool = True) -> Transition
         )
     if not file_path.is_file():
         raise DatasetError(f"dataset: {file_path} is not a file; expected an HDF5 file in D4RL's layout")
+    with _opened(file_path) as file:
+        return _read(file, file_path, progress)
+
+
+@contextmanager
+def _opened(path: Path, locking: bool | None = None) -> Iterator[h5py.File]:
+    """An HDF5 file for reading; whatever h5py raises on damaged content becomes a DatasetError."""
     try:
-        with h5py.File(file_path, "r") as file:
-            return _read(file, file_path, progress)
+        with h5py.File(path, "r", locking=locking) as file:
+            yield file
     except PermissionError as error:
-        raise DatasetError(f"dataset: {file_path} may not be read by this user; check its permissions") from error
+        raise DatasetError(f"dataset: {path} may not be read by this user; check its permissions") from error
     except DatasetError:
         raise
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # h5py raises each on damaged content
-        raise DatasetError(_unreadable(file_path, error)) from error
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise DatasetError(_unreadable(path, error)) from error
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -162,7 +170,27 @@ def _unreadable(path: Path, error: Exception) -> str:
     return f"dataset: {path} is damaged and cannot be read ({error}); copy or download it again"
 
 
-def _read(file: h5py.File, path: Path, progress: bool) -> Transitions:
+def check_structure(path: str | os.PathLike[str], observation_dim: int, action_dim: int) -> int:
+    """Check a file's keys, types, shapes and equal row counts without reading its arrays; returns the row count.
+
+    A file that was cut short fails here as well: HDF5 keeps its full size in its header.
+
+    Raises:
+        DatasetError: what is wrong with it.
+    """
+    file_path = Path(path)
+    with _opened(file_path, locking=False) as file:  # a download holds a lock of its own while it checks
+        sources = _sources(file, file_path)
+        for key, size in (("observations", observation_dim), ("actions", action_dim)):
+            if sources[key].shape[1] != size:
+                raise DatasetError(
+                    f"dataset: {file_path} has {key} of {sources[key].shape[1]} numbers; expected {size}"
+                )
+        return int(sources["rewards"].shape[0])
+
+
+def _sources(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
+    """The arrays that make transitions, checked against each other; nothing is read yet."""
     missing = [key for key in REQUIRED_KEYS if key not in file]
     if not missing and "next_observations" not in file and "timeouts" not in file:
         missing = ["next_observations", "timeouts"]  # without either, where an episode was cut cannot be known
@@ -187,7 +215,11 @@ def _read(file: h5py.File, path: Path, progress: bool) -> Transitions:
             f"dataset: {path} has next_observations of shape {sources['next_observations'].shape} and observations of "
             f"shape {sources['observations'].shape}; expected equal shapes"
         )
+    return sources
 
+
+def _read(file: h5py.File, path: Path, progress: bool) -> Transitions:
+    sources = _sources(file, path)
     arrays: dict[str, NDArray[Any]] = {}
     total = sum(source.size * source.dtype.itemsize for source in sources.values())
     hide = not progress or total < PROGRESS_BYTES

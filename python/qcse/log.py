@@ -27,6 +27,8 @@ from .files import atomic_path
 _log = logging.getLogger(__name__)
 
 EVAL_COLUMNS = ("step", "phase", "return_mean", "return_std", "normalized_score", "episode_length", "wall_seconds")
+SUCCESS_COLUMNS = ("step", "phase", "success_rate")
+SUCCESS_FILE = "success.csv"
 KINDS = ("train", "eval")
 
 
@@ -195,10 +197,10 @@ class TensorBoardLog:
 
 
 class RunLog:
-    """The logs of one run folder: train.csv, eval.csv and TensorBoard events.
+    """The logs of one run folder: train.csv, eval.csv, success.csv and TensorBoard events.
 
     train.csv takes its columns from its first row, and new ones at its end where a later row brings them; eval.csv has
-    EVAL_COLUMNS exactly.
+    EVAL_COLUMNS exactly. success.csv is there where evaluations have a success_rate, and has SUCCESS_COLUMNS.
 
     Args:
         directory: the run folder; made if missing.
@@ -226,6 +228,12 @@ class RunLog:
         else:
             self._eval = CsvLog(evaluation, EVAL_COLUMNS)
             self._eval.truncate(0)
+        self._success: CsvLog | None = None
+        kept = 0 if resume_rows is None else resume_rows.get("success_rows", 0)
+        if kept > 0:
+            self._success = self._continued(self.directory / SUCCESS_FILE, kept, SUCCESS_COLUMNS)
+        else:
+            (self.directory / SUCCESS_FILE).unlink(missing_ok=True)
         self._others: list[Log] = []
         if tensorboard:
             last_steps = (
@@ -248,16 +256,22 @@ class RunLog:
         """Keep a row of kind "train" or "eval".
 
         Raises:
-            ValueError: another kind, no step, or an eval row whose names are not EVAL_COLUMNS.
+            ValueError: another kind, no step, or an eval row whose names are not EVAL_COLUMNS, and success_rate
+                where the environment tells of success.
         """
         if kind not in KINDS or "step" not in row:
             raise ValueError(
                 f"RunLog.write: got kind {kind!r} and names {list(row)}, expected kind train or eval and a step"
             )
         if kind == "eval":
-            if set(row) != set(EVAL_COLUMNS):
+            measured = {name: value for name, value in row.items() if name != "success_rate"}
+            if set(measured) != set(EVAL_COLUMNS):
                 raise ValueError(f"RunLog.write: an eval row has {list(row)}, expected {list(EVAL_COLUMNS)}")
-            self._eval.append(row)
+            self._eval.append(measured)
+            if "success_rate" in row:
+                if self._success is None:
+                    self._success = CsvLog(self.directory / SUCCESS_FILE, SUCCESS_COLUMNS)
+                self._success.append({name: row[name] for name in SUCCESS_COLUMNS})
         else:
             if self._train is None:
                 self._train = CsvLog(self.directory / "train.csv", tuple(row))
@@ -271,14 +285,17 @@ class RunLog:
         self._eval.sync()
         if self._train is not None:
             self._train.sync()
-        return {"train_rows": self._train.rows if self._train else 0, "eval_rows": self._eval.rows}
+        if self._success is not None:
+            self._success.sync()
+        rows = {"train_rows": self._train.rows if self._train else 0, "eval_rows": self._eval.rows}
+        return rows if self._success is None else rows | {"success_rows": self._success.rows}
 
     def close(self) -> None:
-        self._eval.close()
-        if self._train is not None:
-            self._train.close()
-        for log in self._others:
-            log.close()
+        for log in (self._eval, self._train, self._success):
+            if log is not None:
+                log.close()
+        for other in self._others:
+            other.close()
 
 
 def _last_step(log: CsvLog | None) -> int:

@@ -243,8 +243,11 @@ class Trainer:
             states = torch.from_numpy(self._normalized(observations)).to(self.device)
             actions = self.agent.act(states.unsqueeze(1), noise).squeeze(1)
         self._environment_step(observations, actions.cpu().numpy())
+        updates = config.updates_per_step
+        if config.update_after == "episode":  # the first seed's episodes; there is one environment a seed
+            updates *= int(self.last_length[0]) if self.envs[0].episode_length == 0 else 0
         if self.buffer.size >= max(config.learning_starts, 1):
-            for _ in range(config.updates_per_step):
+            for _ in range(updates):
                 self._update()
 
     def _environment_step(self, observations: np.ndarray, actions: np.ndarray) -> None:
@@ -365,6 +368,8 @@ class Trainer:
             "episode_length": float(result.lengths.mean()),
             "wall_seconds": round(self._wall(), 3),
         }
+        if result.successes is not None:
+            row["success_rate"] = float(result.successes.mean())
         self.log.write("eval", row)
         bar.set_postfix(score=f"{self.last_score:.1f}")
         if bar.disable and not self.quiet:

@@ -239,3 +239,24 @@ def test_the_commit_is_this_projects_or_none(tmp_path: Path) -> None:
     assert log_module._commit(package) == git("rev-parse", "HEAD")
     (package / "log.py").write_text("changed")
     assert log_module._commit(package) == git("rev-parse", "HEAD") + "+changes"
+
+
+def test_success_has_a_file_of_its_own(tmp_path: Path) -> None:
+    row = {name: 0.0 for name in EVAL_COLUMNS} | {"phase": "offline", "success_rate": 0.25}
+    log = RunLog(tmp_path, tensorboard=False)
+    log.write("eval", row | {"step": 0})
+    kept = log.state()
+    assert kept["success_rows"] == 1
+    log.write("eval", row | {"step": 10, "success_rate": 0.5})
+    log.close()
+    assert (tmp_path / "success.csv").read_text().splitlines()[1:] == ["0,offline,0.25", "10,offline,0.5"]
+    assert "success" not in (tmp_path / "eval.csv").read_text()
+    log = RunLog(tmp_path, resume_rows=kept, tensorboard=False)
+    log.write("eval", row | {"step": 10, "success_rate": 1.0})
+    log.close()
+    assert (tmp_path / "success.csv").read_text().splitlines() == [
+        "step,phase,success_rate", "0,offline,0.25", "10,offline,1.0",
+    ]  # fmt: skip
+    log = RunLog(tmp_path, resume_rows={"train_rows": 0, "eval_rows": 0}, tensorboard=False)
+    assert not (tmp_path / "success.csv").exists()
+    log.close()
