@@ -211,7 +211,7 @@ constexpr int64_t kMaxLayers = 16;
 // One critic's parameters in panels, and the activations of one chunk.
 template <typename T>
 struct Work {
-  Panels<T> state_weight, action_weight;         // halves of the first layer, [inputs, width]
+  Panels<T> state_weight, action_weight;           // halves of the first layer, [inputs, width]
   Panels<T> weight[kMaxLayers], back[kMaxLayers];  // hidden layers l >= 1 and their transposes
   T* bias[kMaxLayers];
   T* last;  // weights of the output, padded with zeros

@@ -67,7 +67,7 @@ def our_step(algo: str, bonus: str, seeds: int, args: BenchArgs, device: torch.d
     online = random_transitions(ONLINE_ROWS * seeds, args, generator)
     for name, column in online.items():
         buffer.online[name].copy_(column.view(seeds, ONLINE_ROWS, *column.shape[1:]))
-    buffer.size = ONLINE_ROWS
+    buffer.added = ONLINE_ROWS
     reward = IntrinsicReward(config.bonus, args.state_dim, seeds, 1.0, device)
     reward.start_online(agent)
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qcse_ext import critic
+
 
 class BatchedMLP(nn.Module):
     """M independent fully connected ReLU networks, evaluated together; weights [M, in, out], biases [M, 1, out].
@@ -175,6 +177,13 @@ class Critics(nn.Module):
         hidden = state_part.unsqueeze(2) + action_part.view(-1, batch, count, width)
         hidden = F.relu_(hidden).view(-1, batch * count, width)
         return run_layers(hidden, rest).view(seeds, self.members, batch, count)
+
+    def values(self, states: Tensor, actions: Tensor) -> Tensor:
+        """`forward` without a gradient, fused on a CPU."""
+        if critic.is_supported(states):
+            return critic.critic_values(states, actions, list(self.net.weights), list(self.net.biases))
+        with torch.no_grad():
+            return self(states, actions)
 
     def _repeat(self, x: Tensor) -> Tensor:
         """[S, rows, c] -> [S * E, rows, c]"""

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from qcse_ext import critic
+
 from ..buffer import Batch
 from ..config import TrainConfig
 from ..nets import tanh_gaussian_sample
@@ -21,6 +23,8 @@ class CQL(SAC):
     uniform actions, n of the policy at s and n of the policy at s', each with its log-density subtracted
     (importance sampling). All 3n + 1 actions of a state pass through the critics in one product.
     """
+
+    calibrated = False
 
     def __init__(self, state_dim: int, action_dim: int, config: TrainConfig, streams: Streams) -> None:
         self.log_multiplier = nn.Parameter(torch.ones(len(streams), device=streams.device))
@@ -53,38 +57,69 @@ class CQL(SAC):
             current, current_log_prob = tanh_gaussian_sample(mean, log_std, noise["current"])
             following, following_log_prob = tanh_gaussian_sample(next_mean, next_log_std, noise["next"])
             actions = torch.cat([batch.actions.unsqueeze(-2), noise["random"], following, current], dim=-2)
-        q = self.critics(batch.observations, actions)  # [S, E, B, 1 + 3n]
-        predicted, random, sampled = q.split([1, cql.actions, 2 * cql.actions], dim=-1)
-        predicted = predicted.squeeze(-1)
-        sampled, metrics = self.calibrate(sampled, batch)
-        if cql.importance_sampling:
-            random = random - self.action_dim * math.log(0.5)
-            sampled = sampled - torch.cat([following_log_prob, current_log_prob], dim=-1).unsqueeze(1)
-        else:  # as in public code, the data's action is then one of those in the sum
-            random = torch.cat([random, predicted.unsqueeze(-1)], dim=-1)
-        out_of_data = torch.cat([random, sampled], dim=-1)
-        difference = torch.logsumexp(out_of_data / cql.temperature, dim=-1) * cql.temperature - predicted
+            # Minus the log-densities; that of a uniform action in [-1, 1]^A is A log 1/2.
+            uniform = torch.full_like(current_log_prob, self.action_dim * math.log(2.0))
+            offsets = torch.cat([uniform, -following_log_prob, -current_log_prob], dim=-1)
+            if not cql.importance_sampling:
+                offsets = torch.zeros_like(offsets)
+        multiplier = self.log_multiplier.exp().clamp(max=1e6) if cql.lagrange else torch.ones_like(self.log_multiplier)
+        weight = cql.alpha * multiplier.detach()
+        loss, statistics = self.conservative_loss(batch, actions, target, offsets, weight)
+        gap = statistics["gap"]
+        multiplier_loss = torch.zeros_like(loss)
+        metrics = {"q/target": target.mean(-1)}
+        if cql.lagrange:
+            excess = cql.alpha * (gap - cql.target_gap)
+            loss = loss - self.critics.members * weight * cql.target_gap  # a constant; the loss as it is published
+            multiplier_loss = -0.5 * multiplier * excess.sum(-1)
+            metrics["cql/multiplier"] = multiplier.detach()
+        metrics |= {
+            "loss/bellman": statistics["error"].sum(-1),
+            "cql/gap": gap.mean(-1),
+            "q/data": statistics["q_data"].mean(-1),
+            "q/random_actions": statistics["q_uniform"].mean(-1),
+            "q/policy_actions": statistics["q_policy"].mean(-1),
+        }
+        if self.calibrated:
+            metrics["cal_ql/bound_share"] = statistics["bound_share"].mean(-1)
+        return loss, multiplier_loss, metrics
+
+    def bound(self, batch: Batch) -> Tensor:
+        """Lower bound [S, B] of the policy actions' Q in the conservative term; CQL has none."""
+        return torch.full_like(batch.rewards, -math.inf)
+
+    def conservative_loss(
+        self, batch: Batch, actions: Tensor, target: Tensor, offsets: Tensor, weight: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Bellman error plus weighted conservative gap: `qcse_ext.critic.conservative_loss`, which has the formula.
+
+        On a CPU it is fused; elsewhere the same is written in torch, and autograd differentiates it.
+        """
+        cql, bound, include_data = self.config.cql, self.bound(batch), not self.config.cql.importance_sampling
+        if critic.is_supported(batch.observations):
+            weights, biases = list(self.critics.net.weights), list(self.critics.net.biases)
+            return critic.conservative_loss(
+                batch.observations, actions, weights, biases, target, offsets, bound, weight,
+                cql.temperature, cql.clip_difference, include_data,
+            )  # fmt: skip
+        q = self.critics(batch.observations, actions)
+        data, uniform, policy = q.split([1, cql.actions, 2 * cql.actions], dim=-1)
+        bound = bound[:, None, :, None]
+        out_of_data = torch.cat([uniform, torch.maximum(policy, bound)], dim=-1) + offsets.unsqueeze(1)
+        if include_data:
+            out_of_data = torch.cat([out_of_data, data], dim=-1)
+        data = data.squeeze(-1)
+        difference = torch.logsumexp(out_of_data / cql.temperature, dim=-1) * cql.temperature - data
         if cql.clip_difference is not None:
             difference = difference.clamp(min=cql.clip_difference)
-        gap = difference.mean(-1)  # [S, E]
-        conservative = (cql.alpha * gap).sum(-1)
-        multiplier_loss = torch.zeros_like(conservative)
-        if cql.lagrange:
-            multiplier = self.log_multiplier.exp().clamp(max=1e6)
-            excess = cql.alpha * (gap - cql.target_gap)
-            conservative = (multiplier.detach().unsqueeze(-1) * excess).sum(-1)
-            multiplier_loss = -0.5 * (multiplier.unsqueeze(-1) * excess.detach()).sum(-1)
-            metrics["cql/multiplier"] = multiplier.detach()
-        error = self.bellman_error(predicted, target)
-        metrics |= self.q_metrics(predicted, target)
-        metrics |= {
-            "loss/bellman": error.detach(),
-            "cql/gap": gap.detach().mean(-1),
-            "q/random_actions": q[..., 1 : 1 + cql.actions].detach().mean((1, 2, 3)),
-            "q/policy_actions": q[..., 1 + cql.actions :].detach().mean((1, 2, 3)),
+        error, gap = (data - target.unsqueeze(1)).square().mean(-1), difference.mean(-1)
+        statistics = {
+            "error": error,
+            "gap": gap,
+            "q_data": data.mean(-1),
+            "q_uniform": uniform.mean((-2, -1)),
+            "q_policy": policy.mean((-2, -1)),
+            "bound_share": (policy < bound).to(q.dtype).mean((-2, -1)),
         }
-        return error + conservative, multiplier_loss, metrics
-
-    def calibrate(self, sampled: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The Q of the policy's actions [S, E, B, 2n] as the conservative term sees it; CQL takes it as it is."""
-        return sampled, {}
+        loss = (error + weight.unsqueeze(-1) * gap).sum(-1)
+        return loss, {name: value.detach() for name, value in statistics.items()}

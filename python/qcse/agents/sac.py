@@ -114,7 +114,7 @@ class SAC:
         The noise draws n actions a' per state; the one with the best min_e Q' is taken (n = 1: plain backup).
         """
         actions, log_prob = tanh_gaussian_sample(next_mean, next_log_std, noise)
-        value, best = self.targets(batch.next_observations, actions).amin(1).max(-1)
+        value, best = self.targets.values(batch.next_observations, actions).amin(1).max(-1)
         if self.config.entropy_backup:
             value = value - temperature.unsqueeze(-1) * log_prob.gather(-1, best.unsqueeze(-1)).squeeze(-1)
         return batch.rewards + self.config.discount * batch.bootstrap * value
@@ -160,7 +160,7 @@ class SAC:
     def min_q(self, observations: Tensor, actions: Tensor, critics: Critics | None = None) -> Tensor:
         """min_e Q_e(s, a) of the current critics, or of those given; [S, B]."""
         critics = self.critics if critics is None else critics
-        return critics(observations, actions.unsqueeze(-2), frozen=True).amin(1).squeeze(-1)
+        return critics.values(observations, actions.unsqueeze(-2)).amin(1).squeeze(-1)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"policy": self.policy, "critics": self.critics, "targets": self.targets}

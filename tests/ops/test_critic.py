@@ -1,0 +1,168 @@
+"""The fused critic step against the same formulas in plain torch with autograd, in float64 and float32."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from qcse_ext import _C, build_info
+from qcse_ext.critic import conservative_loss, critic_values
+
+
+def problem(seed: int, dtype: torch.dtype = torch.float64, large: bool = False) -> dict[str, object]:
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(dtype)
+
+    seeds, members = rng.randint(1, 3), rng.randint(1, 3)
+    batch, n = (256, 10) if large else (rng.randint(1, 37), rng.randint(1, 6))
+    state_dim, action_dim = rng.randint(1, 40), rng.randint(1, 20)
+    hidden = [256, 256] if large else [rng.randint(1, 70) for _ in range(rng.randint(1, 4))]
+    sizes = [state_dim + action_dim, *hidden, 1]
+    pairs = list(itertools.pairwise(sizes))
+    bound = normal(seeds, batch)
+    bound[torch.rand(seeds, batch, generator=generator) < 0.3] = float("-inf")
+    return {
+        "states": normal(seeds, batch, state_dim),
+        "actions": normal(seeds, batch, 1 + 3 * n, action_dim),
+        "weights": [normal(seeds * members, i, o, scale=(2.0 / i) ** 0.5) for i, o in pairs],
+        "biases": [normal(seeds * members, 1, o, scale=0.1) for _, o in pairs],
+        "target": normal(seeds, batch),
+        "offsets": normal(seeds, batch, 3 * n),
+        "bound": bound,
+        "weight": normal(seeds).abs(),
+        "temperature": rng.choice([1.0, 0.6]),
+        "floor": rng.choice([None, 0.5]),
+        "include_data": rng.random() < 0.5,
+    }
+
+
+def values_in_torch(states: Tensor, actions: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    seeds, batch, count, _ = actions.shape
+    members = weights[0].shape[0] // seeds
+    x = torch.cat([states.unsqueeze(2).expand(-1, -1, count, -1), actions], -1).flatten(1, 2)
+    x = x.repeat_interleave(members, 0)
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        x = x @ weight + bias
+        if layer + 1 < len(weights):
+            x = x.relu()
+    return x.view(seeds, members, batch, count)
+
+
+def loss_in_torch(p: dict[str, object]) -> tuple[Tensor, dict[str, Tensor]]:
+    q = values_in_torch(p["states"], p["actions"], p["weights"], p["biases"])
+    n = (q.shape[-1] - 1) // 3
+    bound = p["bound"][:, None, :, None]
+    data, uniform, policy = q[..., 0], q[..., 1 : n + 1], q[..., n + 1 :]
+    v = torch.cat([uniform, torch.maximum(policy, bound)], -1) + p["offsets"].unsqueeze(1)
+    if p["include_data"]:
+        v = torch.cat([v, data.unsqueeze(-1)], -1)
+    difference = torch.logsumexp(v / p["temperature"], -1) * p["temperature"] - data
+    if p["floor"] is not None:
+        difference = difference.clamp(min=p["floor"])
+    error, gap = (data - p["target"].unsqueeze(1)).square().mean(-1), difference.mean(-1)
+    statistics = {"error": error, "gap": gap, "q_data": data.mean(-1), "q_uniform": uniform.mean((-2, -1))}
+    statistics |= {"q_policy": policy.mean((-2, -1)), "bound_share": (policy < bound).to(q.dtype).mean((-2, -1))}
+    return (error + p["weight"].unsqueeze(-1) * gap).sum(-1), statistics
+
+
+def gradients(loss: Tensor, p: dict[str, object]) -> list[Tensor]:
+    factors = torch.arange(1, len(loss) + 1, dtype=loss.dtype)  # each seed's gradient by its own factor
+    return list(torch.autograd.grad((loss * factors).sum(), p["weights"] + p["biases"]))
+
+
+@pytest.fixture(params=build_info()["cpu_instruction_sets"])
+def instruction_set(request: pytest.FixtureRequest):
+    _C.set_instruction_set(request.param)
+    yield request.param
+    _C.set_instruction_set("")
+
+
+@pytest.fixture(params=[1, 2, 3, 7])
+def threads(request: pytest.FixtureRequest):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_values_loss_and_gradient_equal_autograd(instruction_set: str, threads: int) -> None:
+    for seed in range(25):
+        p = problem(seed)
+        for parameter in p["weights"] + p["biases"]:
+            parameter.requires_grad_(True)
+        net = (p["states"], p["actions"], p["weights"], p["biases"])
+        want_loss, want = loss_in_torch(p)
+        loss, got = conservative_loss(**p)
+        assert torch.allclose(critic_values(*net), values_in_torch(*net), rtol=1e-10, atol=1e-10)
+        assert torch.allclose(loss, want_loss, rtol=1e-10, atol=1e-10), seed
+        for name, value in want.items():
+            assert torch.allclose(got[name], value, rtol=1e-10, atol=1e-10), (seed, name)
+        for a, b in zip(gradients(loss, p), gradients(want_loss, p), strict=True):
+            assert torch.allclose(a, b, rtol=1e-9, atol=1e-10), seed
+
+
+def test_float32_at_full_size(instruction_set: str) -> None:
+    p = problem(0, torch.float32, large=True)
+    exact = {k: v.double() if isinstance(v, Tensor) else v for k, v in p.items()}
+    exact |= {name: [t.double() for t in p[name]] for name in ("weights", "biases")}
+    for parameter in p["weights"] + p["biases"] + exact["weights"] + exact["biases"]:
+        parameter.requires_grad_(True)
+    loss, _ = conservative_loss(**p)
+    want, _ = loss_in_torch(exact)
+    assert torch.allclose(loss.double(), want, rtol=1e-5)
+    for a, b in zip(gradients(loss, p), gradients(want, exact), strict=True):
+        assert (a.double() - b).norm() <= 1e-5 * b.norm()
+
+
+def test_equal_calls_give_equal_bits(threads: int) -> None:
+    p = problem(3, torch.float32, large=True)
+    for parameter in p["weights"] + p["biases"]:
+        parameter.requires_grad_(True)
+    first, second = ([loss := conservative_loss(**p)[0], *gradients(loss, p)] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_inputs_may_be_strided() -> None:
+    p = problem(4)
+    want, _ = conservative_loss(**p)
+    p["states"] = p["states"].transpose(1, 2).contiguous().transpose(1, 2)
+    p["actions"] = p["actions"].transpose(2, 3).contiguous().transpose(2, 3)
+    p["weights"] = [w.transpose(1, 2).contiguous().transpose(1, 2) for w in p["weights"]]
+    assert torch.equal(conservative_loss(**p)[0], want)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("states", lambda p: p["states"][0], r"states must have shape \[S, B, D\]"),
+        ("states", lambda p: p["states"].half(), "states must be float32 or float64"),
+        ("actions", lambda p: p["actions"][:, :, :-1], r"1 \+ 3n"),
+        ("actions", lambda p: p["actions"].float(), "actions must have the dtype"),
+        ("weights", lambda p: p["weights"][:1], "2 to 16"),
+        ("weights", lambda p: [p["weights"][0][:, 1:], *p["weights"][1:]], r"weights\[0\] must have shape"),
+        ("biases", lambda p: [p["biases"][0][..., 1:], *p["biases"][1:]], r"biases\[0\] must have shape"),
+        ("target", lambda p: p["target"][:, 1:], "target must have shape"),
+        ("offsets", lambda p: p["offsets"][..., 1:], "offsets must have shape"),
+        ("weight", lambda p: p["weight"][1:], "weight must have shape"),
+        ("temperature", lambda p: 0.0, "temperature must be above 0"),
+    ],
+)
+def test_errors_name_the_argument(name: str, change, message: str) -> None:
+    p = problem(5)
+    p[name] = change(p)
+    with pytest.raises(RuntimeError, match=message):
+        conservative_loss(**p)
+
+
+def test_opcheck() -> None:
+    p = problem(6)
+    net = (p["states"], p["actions"], p["weights"], p["biases"])
+    torch.library.opcheck(torch.ops.qcse.critic_values, net)
+    rest = (p["target"], p["offsets"], p["bound"], p["weight"], 1.0, float("-inf"), True)
+    torch.library.opcheck(torch.ops.qcse.conservative_loss, (*net, *rest))
