@@ -180,6 +180,7 @@ def _train(argv: list[str]) -> int:
     peek.add_argument("--env")
     peek.add_argument("--task")
     peek.add_argument("--preset")
+    peek.add_argument("--dataset", default="")
     peek.add_argument("--resume", type=Path)
     known, _ = peek.parse_known_args(argv)
 
@@ -189,7 +190,8 @@ def _train(argv: list[str]) -> int:
 
     task = None if known.task is None else find_task(known.task)
     kind = known.preset or ("default" if task is None or known.algo == "sac" or known.env else task.preset)
-    defaults = preset(known.algo, known.env or (task.env_id if task else "Hopper-v5"), kind)
+    recorded = known.dataset if known.dataset.startswith("minari:") else "Hopper-v5"
+    defaults = preset(known.algo, known.env or (task.env_id if task else recorded), kind)
     if task is not None:
         defaults.task, defaults.dataset = task.name, task.path
     if known.resume is not None:

@@ -71,6 +71,7 @@ class Transitions:
         episode_end: [N] bool, true at the last row of each episode: terminal, time limit, hidden end, last row of all.
         metadata: scalars stored with the data.
         path: where it was read from, "" if it was not.
+        source: whose recording it is, to go with every result.
     """
 
     observations: NDArray[np.float32]
@@ -81,6 +82,7 @@ class Transitions:
     episode_end: NDArray[np.bool_]
     metadata: dict[str, str | int | float]
     path: str = ""
+    source: str = "file in D4RL's layout"
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -117,6 +119,16 @@ class Transitions:
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
             digest.update(array.data.cast("B"))
         return digest.hexdigest()
+
+
+def load_dataset(dataset: str | os.PathLike[str], progress: bool = True) -> Transitions:
+    """Read a file in D4RL's layout (`load_d4rl`), or "minari:ID" (`minari_data.load_minari`)."""
+    name = os.fspath(dataset)
+    if name.startswith("minari:"):
+        from .minari_data import load_minari
+
+        return load_minari(name.removeprefix("minari:"), progress)
+    return load_d4rl(name, progress)
 
 
 def load_d4rl(path: str | os.PathLike[str], progress: bool = True) -> Transitions:

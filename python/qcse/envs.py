@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 MINARI = "minari:"
 
+WALL_SHARE = 0.01  # of positions in walls, beyond which data cannot be from a maze
+
 Policy = Callable[[NDArray[np.float32]], Any]  # observations [E, D] -> actions [E, A], array or tensor
 
 
@@ -288,14 +290,36 @@ def check_compatible(env: gymnasium.Env[Any, Any] | str, transitions: Transition
                 "forces), Ant-v4 27: data recorded in one of them does not fit another"
             )
         raise EnvError(f"env: {name} has {what} of {expected} numbers, {source} has {got}{hint}; {remedy}")
+    inside = _inside_walls(made.unwrapped, transitions)
     if isinstance(env, str):
         made.close()
+    if inside > WALL_SHARE:
+        raise EnvError(
+            f"env: {inside:.0%} of the positions in {source} lie in walls of {name}{hint}: another maze, or other "
+            "coordinates. D4RL's AntMaze and Maze2d files belong to qcse/antmaze-... and qcse/maze2d-...; Minari's "
+            "sets to the environment they were recorded in, --env minari:ID"
+        )
     largest = float(np.abs(transitions.actions).max())
     if largest > 1.0 + 1e-3:
         raise EnvError(
             f"env: {source} has actions up to {largest:.4g}; expected -1 to 1, which {name}'s bounds are mapped to: "
             "rescale the stored actions"
         )
+
+
+def _inside_walls(env: Any, transitions: Transitions) -> float:
+    """Share of the data's first two numbers, as positions, that are in walls of a maze; 0 where there is no maze."""
+    if isinstance(env, d4rl_envs.MazeEnv):
+        walls = [[cell == "#" for cell in row] for row in d4rl_envs.MAZES[env.maze]]
+        cell_of: Callable[[NDArray[np.float32]], Any] = env.xy_cell
+    elif hasattr(env, "maze") and hasattr(env.maze, "cell_xy_to_rowcol"):
+        walls = [[cell == 1 for cell in row] for row in env.maze.maze_map]
+        cell_of = env.maze.cell_xy_to_rowcol
+    else:
+        return 0.0
+    rows = np.linspace(0, len(transitions) - 1, min(len(transitions), 1000)).astype(np.int64)
+    cells = [cell_of(position) for position in transitions.observations[rows, :2]]
+    return float(np.mean([not (0 <= i < len(walls) and 0 <= j < len(walls[0])) or walls[i][j] for i, j in cells]))
 
 
 class EpisodeRecorder:
@@ -485,19 +509,24 @@ class Evaluator:
         self.env_id = env_id
         self._envs = [make_env(env_id) for _ in range(episodes)]
 
-    def evaluate(self, policy_fn: Policy, seed: int) -> EvalResult:
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self._envs)
+
+    def evaluate(self, policy_fn: Policy, seed: int | Sequence[int]) -> EvalResult:
         """Run every episode to its end.
 
         Args:
             policy_fn: observations [E, D] float32 -> actions [E, A] in [-1, 1], array or tensor. It is always called
                 with all E rows; the rows of episodes that have ended hold their last observation and are ignored.
-            seed: of the first episode.
+            seed: of the first episode, the next having one more; or a seed for each episode.
 
         Raises:
             EnvError: the policy's actions have another shape or are not finite.
         """
         count = len(self._envs)
-        observations = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(self._envs)])
+        seeds = range(seed, seed + len(self)) if isinstance(seed, int) else seed
+        observations = np.stack([env.reset(seed=s)[0] for env, s in zip(self._envs, seeds, strict=True)])
         returns, lengths = np.zeros(count), np.zeros(count, np.int64)
         successes, told = np.zeros(count, np.bool_), False
         running = list(range(count))

@@ -28,7 +28,7 @@ from .agents import AGENTS
 from .agents.sac import SAC
 from .buffer import NO_RETURN, Batch, ReplayBuffer
 from .config import TrainConfig, differences, from_dict, to_dict, validate
-from .datasets import Transitions, load_d4rl, monte_carlo_returns, normalized_score
+from .datasets import Transitions, load_dataset, monte_carlo_returns, normalized_score
 from .envs import EpisodeRecorder, EvalResult, Evaluator, check_compatible, make_env, task_for
 from .errors import CheckpointError, ConfigError, NonFiniteLossError
 from .log import RunLog, machine_facts, write_json
@@ -97,7 +97,7 @@ class Trainer:
         self.task = task_for(config.env)
         self.seeds = [config.seed]
         self.envs = [EpisodeRecorder(wrap_env(make_env(config.env))) for _ in self.seeds]
-        self.data = load_d4rl(config.dataset, progress=not quiet) if config.dataset is not None else None
+        self.data = load_dataset(config.dataset, progress=not quiet) if config.dataset is not None else None
         if self.data is not None:
             check_compatible(self.envs[0].env, self.data)
         observation_space, action_space = self.envs[0].env.observation_space, self.envs[0].env.action_space
@@ -111,9 +111,10 @@ class Trainer:
         capacity = min(config.online_buffer, max(config.online_steps, 1))
         self.buffer = ReplayBuffer(dataset, len(self.seeds), capacity, self.state_dim, self.action_dim, self.device)
         self.fingerprint = "" if self.data is None else self.data.fingerprint()
-        self.data_facts = (
-            {} if self.data is None else self.data.metadata | {"path": self.data.path, "rows": len(self.data)}
-        )
+        self.data_facts = {}
+        if self.data is not None:
+            facts = {"source": self.data.source, "task": config.task, "path": self.data.path, "rows": len(self.data)}
+            self.data_facts = self.data.metadata | facts
         self.data = None  # the buffer holds it now
 
         self.step = 0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from qcse.collect import Recording
+from qcse.d4rl_envs import register_robotics
 from qcse.datasets import write_d4rl
 from qcse.envs import make_env
 
@@ -67,3 +68,11 @@ def shared_data() -> Path | None:
     named = os.environ.get("QCSE_SHARED_DATA")
     folder = Path(named) if named else Path(__file__).parents[3] / "shared" / "data"
     return folder if folder.is_dir() else None
+
+
+def needs_robotics() -> None:
+    """Register Gymnasium-Robotics's environments, or skip the test where they are not installed."""
+    try:
+        register_robotics()
+    except ImportError:
+        pytest.skip("needs Gymnasium-Robotics: pip install 'qcse[maze]'")

@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 import record_d4rl_infos
+from conftest import needs_robotics
 
 from qcse import d4rl_envs
 from qcse.d4rl_envs import ANT_GOALS, MAZES, POINT_GOALS, AntMazeEnv, PointMazeEnv, free_cells, shortest_paths
@@ -22,13 +23,6 @@ from qcse.tasks import TASKS, TaskError, cache_folder, find_task, matching
 
 D4RL_TASKS = [task for task in TASKS.values() if task.url]
 RECORDED = json.loads((Path(__file__).parent / "d4rl_infos.json").read_text())
-
-
-def robotics() -> None:
-    try:
-        d4rl_envs.register_robotics()
-    except ImportError:
-        pytest.skip("needs Gymnasium-Robotics: pip install 'qcse[maze]'")
 
 
 # Constants.
@@ -82,7 +76,7 @@ def test_tasks_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 @pytest.mark.parametrize("env_id", sorted({task.env_id for task in TASKS.values()}))
 def test_every_environment_is_as_its_tasks_say(env_id: str) -> None:
     if task_family(env_id) in ("pen", "door", "hammer", "relocate"):
-        robotics()
+        needs_robotics()
     env = make_env(env_id)
     for task in TASKS.values():
         if task.env_id == env_id:
@@ -100,7 +94,7 @@ def test_every_environment_is_as_its_tasks_say(env_id: str) -> None:
 
 @pytest.mark.parametrize("name", ["umaze", "medium", "large", "open"])
 def test_walls_equal_those_of_gymnasium_robotics(name: str) -> None:
-    robotics()
+    needs_robotics()
     maps = importlib.import_module("gymnasium_robotics.envs.maze.maps")
     theirs = {"umaze": maps.U_MAZE, "medium": maps.MEDIUM_MAZE, "large": maps.LARGE_MAZE, "open": maps.OPEN}[name]
     assert [[int(cell == "#") for cell in row] for row in MAZES[name]] == theirs
@@ -228,7 +222,7 @@ def test_point_mazes() -> None:
 
 
 def test_a_dropped_pen_ends_the_episode() -> None:
-    robotics()
+    needs_robotics()
     env = make_env("qcse/pen-v1")
     env.reset(seed=0)
     rng, steps = np.random.default_rng(0), 0
@@ -247,7 +241,7 @@ def test_a_dropped_pen_ends_the_episode() -> None:
 @pytest.mark.parametrize("version", ["v4", "v5"])
 @pytest.mark.parametrize("maze", ["UMaze", "Medium", "Large"])
 def test_gymnasium_robotics_antmaze_has_29_numbers(maze: str, version: str) -> None:
-    robotics()
+    needs_robotics()
     env = make_env(f"AntMaze_{maze}-{version}")
     observation, info = env.reset(seed=0)
     data = env.unwrapped.data
@@ -262,7 +256,7 @@ def test_gymnasium_robotics_antmaze_has_29_numbers(maze: str, version: str) -> N
 
 
 def test_goals_that_move_are_observed() -> None:
-    robotics()
+    needs_robotics()
     for name, size in (("AntMaze_Medium_Diverse_GR-v4", 31), ("PointMaze_UMaze-v3", 4), ("PointMaze_Open-v3", 6)):
         env = make_env(name)
         observation, _ = env.reset(seed=0)
