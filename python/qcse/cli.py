@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -104,11 +104,11 @@ class DemoArgs:
     """Folder for the runs and the report; an earlier demonstration in it is continued."""
     algo: Algo = "cql"
     """Algorithm of both runs."""
-    offline_steps: int = 6000
+    offline_steps: int = 3000
     """Updates on the dataset."""
-    online_steps: int = 6000
+    online_steps: int = 9000
     """Environment steps of fine-tuning."""
-    seeds: tuple[int, ...] = field(default=(0,))
+    seeds: tuple[int, ...] = (0, 1)
     """One run with and one without the bonus for each."""
 
 
@@ -228,21 +228,28 @@ def _eval(argv: list[str]) -> int:
 
     if args.episodes < 1:
         raise ConfigError(f"episodes: got {args.episodes}, expected 1 or more")
-    trainer = train.load_run(args.run)
-    result = trainer.evaluate(Evaluator(trainer.config.env, args.episodes), args.seed)
+    trainer, position = train.load_run(args.run)
+    if len(trainer.seeds) > 1 and args.run.resolve() == trainer.out.resolve():
+        folders = ", ".join(str(folder) for folder in trainer.folders)
+        raise ConfigError(f"run: {args.run} holds several runs; name one of {folders}")
+    # Every seed's policy is asked, for they are evaluated in one product; one seed's episodes count.
+    evaluator = Evaluator(trainer.config.env, args.episodes * len(trainer.seeds))
+    result = trainer.evaluate(evaluator, [args.seed] * len(trainer.seeds))
+    part = slice(position * args.episodes, (position + 1) * args.episodes)
+    returns, lengths = result.returns[part], result.lengths[part]
     record = {
         "run": str(args.run),
         "env": trainer.config.env,
         "step": trainer.step,
         "episodes": args.episodes,
         "seed": args.seed,
-        "return_mean": float(result.returns.mean()),
-        "return_std": float(result.returns.std()),
-        "normalized_score": float(normalized_score(trainer.task.family, result.returns.mean())),
-        "episode_length": float(result.lengths.mean()),
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "normalized_score": float(normalized_score(trainer.task.family, returns.mean())),
+        "episode_length": float(lengths.mean()),
     }
     if result.successes is not None:
-        record["success_rate"] = float(result.successes.mean())
+        record["success_rate"] = float(result.successes[part].mean())
     if args.json:
         print(json.dumps(record))
     else:

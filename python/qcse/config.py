@@ -128,6 +128,9 @@ class TrainConfig:
     """Environment steps of fine-tuning."""
     seed: int = 0
     """Seed of every random stream of this run."""
+    seeds: int = 1
+    """Independent runs with seeds seed, seed + 1, ..., trained together in batched products: own weights, random
+    streams, environments and online buffers, one dataset. Each gets a run folder OUT/seed<K>."""
     out: Path | None = None
     """Run folder; it must not hold a run yet. Default: runs/<env>-<algo>-<bonus>-seed<seed>."""
 
@@ -251,7 +254,15 @@ def validate(config: TrainConfig) -> None:
     """Raise ConfigError, naming the option, where a value or a combination cannot work."""
     for name in ("offline_steps", "online_steps", "learning_starts", "random_steps", "behaviour_cloning_steps", "seed"):
         _require(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
-    for name in ("batch_size", "updates_per_step", "online_buffer", "eval_every", "eval_episodes", "log_every"):
+    for name in (
+        "seeds",
+        "batch_size",
+        "updates_per_step",
+        "online_buffer",
+        "eval_every",
+        "eval_episodes",
+        "log_every",
+    ):
         _require(getattr(config, name) >= 1, name, getattr(config, name), "1 or more")
     _require(
         config.offline_steps + config.online_steps > 0, "offline_steps and online_steps", "0 and 0", "a step to do"
@@ -273,6 +284,11 @@ def validate(config: TrainConfig) -> None:
         raise ConfigError(
             f"dataset: got none, but algo {config.algo} with {config.offline_steps} offline steps learns from one; "
             "pass --dataset FILE (HDF5 in D4RL's layout; `qcse collect` makes one), or --algo sac --offline-steps 0"
+        )
+    if config.seeds > 1 and config.update_after == "episode":
+        raise ConfigError(
+            f"update_after: got 'episode' with {config.seeds} seeds, whose episodes end at different steps; expected "
+            "'step', or --seeds 1"
         )
     _validate_bonus(config)
 

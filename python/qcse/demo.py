@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from .cli import DemoArgs
 
 DATASET = "hopper-replay.hdf5"
-# Small enough for a few minutes on two cores; everything else is the algorithm's preset for MuJoCo.
+# Small enough for a few minutes on two cores: small networks, few sampled actions. A weak conservative term, because
+# the data hold exploration of their own, and half of each online batch from the dataset.
 OPTIONS = {
     "--env": "Hopper-v5",
     "--batch-size": "128",
     "--net.policy-hidden": "128 128",
     "--net.critic-hidden": "128 128",
     "--policy-lr": "3e-4",
+    "--cql.actions": "4",
+    "--cql.alpha": "0.1",
+    "--offline-fraction": "0.5",
     "--normalize-observations": "",
     "--eval-episodes": "10",
     "--eval-every": "1000",

@@ -177,6 +177,13 @@ def stratified_bootstrap(
 # Reading.
 
 
+def run_folders(path: Path) -> list[Path]:
+    """The run folders in a folder, at any depth: itself, or those below it; itself if there are none (an error)."""
+    if (path / "eval.csv").exists():
+        return [path]
+    return sorted(found.parent for found in path.rglob("eval.csv")) or [path]
+
+
 def read_run(path: Path) -> Run:
     """Read a run folder: config.json and eval.csv must be there, train.csv and machine.json may be.
 
@@ -633,7 +640,7 @@ def report(dirs: Sequence[Path], out: Path) -> str:
     """Write report.html, curves.png and, where a bonus was used, bonus-<environment>.png into `out`.
 
     Args:
-        dirs: run folders; one named twice counts once.
+        dirs: run folders, or folders that hold some; one named twice counts once.
         out: folder for the report; made if missing, files of an earlier report are replaced.
 
     Returns:
@@ -644,7 +651,7 @@ def report(dirs: Sequence[Path], out: Path) -> str:
     """
     if not dirs:
         raise ReportError("report: got no run folders, expected at least one made by `qcse train`")
-    unique = {Path(path).resolve(): Path(path) for path in dirs}
+    unique = {path.resolve(): path for given in dirs for path in run_folders(Path(given))}
     groups = group_runs([read_run(path) for path in unique.values()])
     rows = table_rows(groups)
     out = Path(out)

@@ -8,11 +8,12 @@ so a run that is stopped anywhere continues as if it had not been.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class Trainer:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.task = task_for(config.env)
-        self.seeds = [config.seed]
+        self.seeds = list(range(config.seed, config.seed + config.seeds))
         self.envs = [EpisodeRecorder(wrap_env(make_env(config.env))) for _ in self.seeds]
         self.data = load_dataset(config.dataset, progress=not quiet) if config.dataset is not None else None
         if self.data is not None:
@@ -182,11 +183,15 @@ class Trainer:
         config = self.config
         self.out.mkdir(parents=True, exist_ok=True)
         resumed = self._resumed
-        if resumed is None:
-            write_json(self.out / "config.json", to_dict(config))
         facts = machine_facts() | {"device": str(self.device), "data": self.data_facts}
-        write_json(self.out / "machine.json", facts)
-        self.log = RunLog(self.out, resume_rows=resumed and resumed["log_rows"])
+        for folder, seed in {self.out: config.seed, **dict(zip(self.folders, self.seeds, strict=True))}.items():
+            folder.mkdir(exist_ok=True)
+            seeds = config.seeds if folder == self.out else 1
+            if resumed is None:
+                write_json(folder / "config.json", to_dict(dataclasses.replace(config, seed=seed, seeds=seeds)))
+            write_json(folder / "machine.json", facts)
+        log_rows = resumed["log_rows"] if resumed else [None] * len(self.seeds)
+        self.logs = [RunLog(folder, resume_rows=rows) for folder, rows in zip(self.folders, log_rows, strict=True)]
         if resumed is not None:  # what was written after the checkpoint will be written again
             checkpoint.drop_segments(self.out, resumed["buffer"])
         self.started = self.saved_at = time.monotonic()
@@ -206,7 +211,13 @@ class Trainer:
                 self.step += 1
                 bar.update(1)
                 self._boundary(bar)
-        self.log.close()
+        for log in self.logs:
+            log.close()
+
+    @property
+    def folders(self) -> list[Path]:
+        """One run folder per seed: `out` itself, or its sub-folders where there are several."""
+        return [self.out] if len(self.seeds) == 1 else [self.out / f"seed{seed}" for seed in self.seeds]
 
     @property
     def finished(self) -> bool:
@@ -342,50 +353,61 @@ class Trainer:
         now = time.monotonic()
         seconds, steps = now - self.speed_mark[0], self.step - self.speed_mark[1]
         self.speed_mark = (now, self.step)
-        row: dict[str, Any] = {"step": self.step, "phase": self.phase, "updates": self.agent.updates}
-        row["steps_per_second"] = steps / seconds if seconds > 0 else float("nan")
-        row["train/return"], row["train/length"] = self.last_return[0], self.last_length[0]
         if self.metric_count > 0 and self.device.type != "cpu":
             self._check_finite(self.metric_sums, *self._last_batch)
-        row |= {name: float(total[0]) / self.metric_count for name, total in self.metric_sums.items()}
+        means = {name: (total / self.metric_count).tolist() for name, total in self.metric_sums.items()}
         self.metric_sums, self.metric_count = {}, 0
-        self.log.write("train", row)
+        for s, log in enumerate(self.logs):
+            row: dict[str, Any] = {"step": self.step, "phase": self.phase, "updates": self.agent.updates}
+            row["steps_per_second"] = steps / seconds if seconds > 0 else float("nan")
+            row["train/return"], row["train/length"] = self.last_return[s], self.last_length[s]
+            log.write("train", row | {name: values[s] for name, values in means.items()})
 
     def _evaluate(self, bar: tqdm) -> None:
         if self.evaluated_at == self.step:
             return
+        episodes = self.config.eval_episodes
         if self.evaluator is None:
-            self.evaluator = Evaluator(self.config.env, self.config.eval_episodes)
-        result = self.evaluate(self.evaluator, EVALUATION_SEED + 1000 * self.config.seed)
-        mean = float(result.returns.mean())
-        score = float(normalized_score(self.task.family, mean))
-        self.evaluated_at, self.last_score = self.step, mean if np.isnan(score) else score
-        row = {
-            "step": self.step,
-            "phase": self.phase,
-            "return_mean": mean,
-            "return_std": float(result.returns.std()),
-            "normalized_score": score,
-            "episode_length": float(result.lengths.mean()),
-            "wall_seconds": round(self._wall(), 3),
-        }
-        if result.successes is not None:
-            row["success_rate"] = float(result.successes.mean())
-        self.log.write("eval", row)
+            self.evaluator = Evaluator(self.config.env, episodes * len(self.seeds))
+        result = self.evaluate(self.evaluator, [EVALUATION_SEED + 1000 * seed for seed in self.seeds])
+        scores = normalized_score(self.task.family, result.returns)
+        self.evaluated_at, mean = self.step, float(result.returns.mean())
+        self.last_score = mean if np.isnan(scores).any() else float(scores.mean())
+        for s, log in enumerate(self.logs):
+            part = slice(s * episodes, (s + 1) * episodes)
+            row = {
+                "step": self.step,
+                "phase": self.phase,
+                "return_mean": float(result.returns[part].mean()),
+                "return_std": float(result.returns[part].std()),
+                "normalized_score": float(scores[part].mean()),
+                "episode_length": float(result.lengths[part].mean()),
+                "wall_seconds": round(self._wall(), 3),
+            }
+            if result.successes is not None:
+                row["success_rate"] = float(result.successes[part].mean())
+            log.write("eval", row)
         bar.set_postfix(score=f"{self.last_score:.1f}")
         if bar.disable and not self.quiet:
-            print(f"step {self.step:>8} {self.phase:>7}  return {mean:9.1f}  score {score:6.1f}  {self._wall():7.1f} s")
+            line = f"step {self.step:>8} {self.phase:>7}  return {mean:9.1f}  score {self.last_score:6.1f}"
+            print(f"{line}  {self._wall():7.1f} s", flush=True)
         if self.stop_at_return is not None and mean >= self.stop_at_return:
             self.total_steps = self.step
 
-    def evaluate(self, evaluator: Evaluator, seed: int) -> EvalResult:
-        """Episodes of the deterministic policy; a pure function of its weights and the first episode's seed."""
+    def evaluate(self, evaluator: Evaluator, first_seeds: Sequence[int]) -> EvalResult:
+        """Episodes of each seed's deterministic policy, one seed's after the other's; a pure function of the weights.
 
-        def policy(observations: np.ndarray) -> Tensor:
+        Args:
+            evaluator: with as many episodes for each of the S policies.
+            first_seeds: [S], the environment seed of each policy's first episode; the next has one more.
+        """
+        episodes = len(evaluator) // len(self.seeds)
+
+        def policies(observations: np.ndarray) -> Tensor:
             states = torch.from_numpy(self._normalized(observations)).to(self.device)
-            return self.agent.act(states.unsqueeze(0)).squeeze(0)
+            return self.agent.act(states.view(len(self.seeds), episodes, -1)).flatten(0, 1)
 
-        return evaluator.evaluate(policy, seed)
+        return evaluator.evaluate(policies, [first + i for first in first_seeds for i in range(episodes)])
 
     @contextmanager
     def _progress(self) -> Iterator[tqdm]:
@@ -438,7 +460,7 @@ class Trainer:
                     "last_length": self.last_length,
                 },
                 "metrics": {"sums": self.metric_sums, "count": self.metric_count},
-                "log_rows": self.log.state(),
+                "log_rows": [log.state() for log in self.logs],
                 "evaluated_at": self.evaluated_at,
                 "total_steps": self.total_steps,
                 "wall_seconds": self._wall(),
@@ -508,9 +530,14 @@ def stored_config(out: Path) -> TrainConfig:
         ) from None
 
 
-def load_run(out: Path, quiet: bool = True) -> Trainer:
-    """The trainer of an existing run folder, at its checkpoint."""
-    return Trainer(stored_config(out), out, checkpoint.load(out / checkpoint.NAME), quiet=quiet)
+def load_run(out: Path) -> tuple[Trainer, int]:
+    """The trainer of an existing run folder, at its checkpoint, and which of its seeds the folder belongs to."""
+    config = stored_config(out)
+    group = out.parent
+    if not (out / checkpoint.NAME).exists() and (group / checkpoint.NAME).exists():
+        whole = stored_config(group)  # one of several seeds that were trained together
+        return Trainer(whole, group, checkpoint.load(group / checkpoint.NAME), quiet=True), config.seed - whole.seed
+    return Trainer(config, out, checkpoint.load(out / checkpoint.NAME), quiet=True), 0
 
 
 def refuse_contradictions(stored: TrainConfig, asked: TrainConfig, out: Path) -> None:

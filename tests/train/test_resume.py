@@ -92,6 +92,26 @@ def test_killed_and_resumed_equals_uninterrupted(
         assert equal(a[part], b[part]), part
 
 
+def test_seeds_trained_together_resume_as_well(hopper_data: Path, tmp_path: Path, qcse) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    command = options("cql", "Hopper-v5", hopper_data, 60, 100, whole)
+    qcse(*command, "--seeds", 2, check=True)
+    process = subprocess.Popen(qcse_command(*options("cql", "Hopper-v5", hopper_data, 60, 100, broken), "--seeds", 2))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(r["step"] >= "90" for r in rows(broken / "seed1" / "train.csv")):
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    qcse("train", "--resume", broken, check=True)
+    for seed in ("seed0", "seed1"):
+        assert results(broken / seed) == results(whole / seed) and len(results(whole / seed)) == 4
+        assert metrics(broken / seed) == metrics(whole / seed)
+    refused = qcse("eval", whole)
+    assert refused.returncode == 1 and "seed1" in refused.stderr
+    assert '"step": 160' in qcse("eval", whole / "seed1", "--episodes", 1, "--json", check=True).stdout
+    assert qcse("report", whole, "--out", tmp_path / "page", check=True).stdout.count("0, 1") >= 1
+
+
 def test_resuming_a_finished_run_changes_nothing(hopper_data: Path, tmp_path: Path, qcse) -> None:
     out = tmp_path / "run"
     qcse(*options("cal_ql", "Hopper-v5", hopper_data, 20, 20, out), check=True)

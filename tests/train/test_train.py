@@ -17,7 +17,7 @@ from qcse.buffer import NO_RETURN, Batch, ReplayBuffer
 from qcse.config import TrainConfig, differences, from_dict, preset, to_dict, validate
 from qcse.errors import ConfigError, NonFiniteLossError
 from qcse.streams import NAMES, Streams
-from qcse.train import Trainer
+from qcse.train import Trainer, load_run
 
 
 class Countdown(gym.Env):
@@ -161,6 +161,36 @@ def test_seeds_in_one_batch_equal_seeds_alone(algo: str) -> None:
             assert torch.allclose(value[0], together[name][position], rtol=1e-4, atol=1e-6), (seed, name)
 
 
+def test_seeds_trained_together_equal_those_trained_alone(hopper_data: Path, tmp_path: Path) -> None:
+    def train(name: str, seed: int, seeds: int) -> Trainer:
+        config = quick("cal_ql", "Hopper-v5", dataset=hopper_data, offline_steps=20, online_steps=15, seed=seed)
+        config.seeds, config.eval_every, config.bonus.kind, config.bonus.k = seeds, 10, "qcse", 2
+        trainer = Trainer(config, tmp_path / name, quiet=True)
+        trainer.run()
+        return trainer
+
+    together = train("together", 4, 3)
+    for s, seed in enumerate((4, 5, 6)):
+        alone = train(f"alone{seed}", seed, 1)
+        assert torch.allclose(
+            alone.buffer.online["rewards"][0, :15], together.buffer.online["rewards"][s, :15], atol=1e-4
+        )
+        for name, value in alone.agent.policy.named_parameters():
+            assert torch.allclose(value[0], dict(together.agent.policy.named_parameters())[name][s], atol=1e-4), name
+        folder = tmp_path / "together" / f"seed{seed}"
+        stored = from_dict(json.loads((folder / "config.json").read_text()))
+        assert stored.seed == seed and stored.seeds == 1
+        rows = [list(csv.DictReader(open(path / "eval.csv"))) for path in (folder, tmp_path / f"alone{seed}")]
+        for a, b in zip(*rows, strict=True):
+            assert a["step"] == b["step"] and float(a["return_mean"]) == pytest.approx(
+                float(b["return_mean"]), rel=1e-3
+            )
+        run, position = load_run(folder)
+        assert (run.step, position) == (35, s)
+    returns = [row["return_mean"] for folder in together.folders for row in csv.DictReader(open(folder / "eval.csv"))]
+    assert len(set(returns)) > len(returns) / 2  # the seeds are not copies of each other
+
+
 def test_targets_follow_and_frozen_critics_get_no_gradient() -> None:
     config = quick("cql", target_rate=0.25)
     streams = Streams([0])
@@ -260,6 +290,8 @@ def test_presets_are_valid_and_survive_json(algo: str, env: str) -> None:
     [
         ({"discount": 1.0}, "discount"),
         ({"batch_size": 0}, "batch_size"),
+        ({"seeds": 0}, "seeds"),
+        ({"seeds": 2, "update_after": "episode"}, "update_after"),
         ({"offline_fraction": 1.5}, "offline_fraction"),
         ({"bonus.k": 0}, "bonus.k"),
         ({"bonus.when": "store"}, "bonus.when"),
