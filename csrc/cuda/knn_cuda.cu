@@ -1,6 +1,7 @@
 #include "knn_cuda.h"
 
 #include "device.h"
+#include "knn_large.h"
 #include "knn_small.h"
 
 namespace qcse::cuda {
@@ -19,27 +20,31 @@ Status select_device(int ordinal, Device* device) {
   return {};
 }
 
+namespace {
+
 template <typename T>
-const char* kernel_for(const KnnProblem<T>& problem) {
-  return problem.refs <= kSmallMaxRefs ? "small" : "large";
+bool is_small(const KnnProblem<T>& problem, Path path) {
+  return path == Path::kSmall || (path == Path::kAuto && problem.refs <= kSmallMaxRefs);
+}
+
+}  // namespace
+
+template <typename T>
+size_t workspace_bytes(const KnnProblem<T>& problem, const Device& device, Path path) {
+  return is_small(problem, path) ? 0 : large_workspace_bytes(problem, device);
 }
 
 template <typename T>
-size_t workspace_bytes(const KnnProblem<T>&, const Device&) {
-  return 0;
+Status launch(const KnnProblem<T>& problem, const Device& device, void* workspace, void* stream, Path path) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  if (!is_small(problem, path)) return launch_large(problem, device, workspace, on);
+  if (problem.refs > kSmallMaxRefs) return {"knn_small_kernel", "it is made for at most 4096 references"};
+  return launch_small(problem, device, on);
 }
 
-template <typename T>
-Status launch(const KnnProblem<T>& problem, const Device& device, void*, void* stream) {
-  if (problem.refs <= kSmallMaxRefs) return launch_small(problem, device, static_cast<cudaStream_t>(stream));
-  return {"knn_small_kernel", "more references than it is made for"};
-}
-
-template const char* kernel_for(const KnnProblem<float>&);
-template const char* kernel_for(const KnnProblem<double>&);
-template size_t workspace_bytes(const KnnProblem<float>&, const Device&);
-template size_t workspace_bytes(const KnnProblem<double>&, const Device&);
-template Status launch(const KnnProblem<float>&, const Device&, void*, void*);
-template Status launch(const KnnProblem<double>&, const Device&, void*, void*);
+template size_t workspace_bytes(const KnnProblem<float>&, const Device&, Path);
+template size_t workspace_bytes(const KnnProblem<double>&, const Device&, Path);
+template Status launch(const KnnProblem<float>&, const Device&, void*, void*, Path);
+template Status launch(const KnnProblem<double>&, const Device&, void*, void*, Path);
 
 }  // namespace qcse::cuda

@@ -22,18 +22,21 @@ struct Status {
 // copy than the one in here, so its choice of device does not carry over.)
 Status select_device(int ordinal, Device* device);
 
-// Which kernel serves this shape: "small" or "large". The launchers follow it.
-template <typename T>
-const char* kernel_for(const KnnProblem<T>& problem);
+// Both kernels give the same bits. The small one is made for up to kSmallMaxRefs references and refuses more; it is one
+// launch. The large one sorts by value first. kAuto, the default everywhere, goes by the number of references; tests
+// and benchmarks name one.
+enum class Path { kAuto, kSmall, kLarge };
+inline constexpr int64_t kSmallMaxRefs = 4096;
 
 // Bytes of device memory, aligned to 256, that `launch` needs for this shape; may be 0. What it holds beforehand
 // does not matter.
 template <typename T>
-size_t workspace_bytes(const KnnProblem<T>& problem, const Device& device);
+size_t workspace_bytes(const KnnProblem<T>& problem, const Device& device, Path path = Path::kAuto);
 
 // Enqueues the whole operator on `stream` (a cudaStream_t) of the current device and returns at once: no allocation,
 // no synchronisation, nothing on another stream, so a stream capture may contain it. The problem must not be empty.
 template <typename T>
-Status launch(const KnnProblem<T>& problem, const Device& device, void* workspace, void* stream);
+Status launch(const KnnProblem<T>& problem, const Device& device, void* workspace, void* stream,
+              Path path = Path::kAuto);
 
 }  // namespace qcse::cuda

@@ -1,7 +1,5 @@
 #include "knn_small.h"
 
-#include <type_traits>
-
 #include "digamma.h"
 #include "tile.h"
 
@@ -147,7 +145,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         }
       }
       if (alive) {
-        search.offer(first, values, query_values + group * Shape::kQueriesPerWarp,
+        search.offer(first, values + first, query_values + group * Shape::kQueriesPerWarp,
                      self + group * Shape::kQueriesPerWarp, k);
       }
     }
@@ -259,10 +257,7 @@ struct SmallKernel {
 // GPU.
 template <typename T, int kRegisters>
 Status launch_with(const KnnProblem<T>& problem, const Device& device, cudaStream_t stream) {
-  // In double the registers hold less, with long lists less still.
-  using LargeTile = std::conditional_t<sizeof(T) == 4, TileShape<T, 4, 4>,
-                                       std::conditional_t<kRegisters == 1, TileShape<T, 4, 2>, TileShape<T, 2, 4>>>;
-  using Large = SmallKernel<LargeTile, kRegisters>;
+  using Large = SmallKernel<LargeTile<T>, kRegisters>;
   using Medium = SmallKernel<TileShape<T, 4, 1>, kRegisters>;
   using Fine = SmallKernel<TileShape<T, 1, 1>, kRegisters>;
   if (Large::suits(problem, device)) return Large::launch(problem, stream);

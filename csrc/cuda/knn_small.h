@@ -6,8 +6,6 @@
 
 namespace qcse::cuda {
 
-inline constexpr int64_t kSmallMaxRefs = 4096;
-
 // Refs up to kSmallMaxRefs; no workspace.
 template <typename T>
 Status launch_small(const KnnProblem<T>& problem, const Device& device, cudaStream_t stream);

@@ -1,6 +1,8 @@
 // The inner part of the exact kernels: a block compares its tile of queries with one staged tile of candidates after
 // the other. A warp owns a few queries and a slice of every candidate tile; a lane owns a few candidates of the slice.
 #pragma once
+#include <type_traits>
+
 #include "device.h"
 #include "smallest.h"
 
@@ -32,6 +34,10 @@ struct TileShape {
   __host__ __device__ static constexpr int pitch_for(int depth) { return depth | 1; }
   __host__ __device__ static constexpr int stage_for(int depth) { return kTile * pitch_for(depth); }
 };
+
+// The largest tile: 32 queries, in double 16, because the registers hold fewer numbers.
+template <typename T>
+using LargeTile = std::conditional_t<sizeof(T) == 4, TileShape<T, 4, 4>, TileShape<T, 2, 4>>;
 
 // Starts the copy of one chunk of a candidate tile, [rows][dim] in global memory, to a stage; every thread of the block
 // takes part. rows: of the tile that exist, the others become zero. first_dim: of the chunk, whose width is `here`.
@@ -90,6 +96,12 @@ struct WarpSearch {
       list[i].clear();
       bound[i] = bound_squared[i] = infinity<T>();
     }
+  }
+
+  // No key is wanted for this query.
+  __device__ __forceinline__ void close(int i) {
+    bound[i] = 0;
+    bound_squared[i] = squared_bound(bound[i]);
   }
 
   __device__ __forceinline__ void clear_sums() {
@@ -160,10 +172,11 @@ struct WarpSearch {
     bound_squared[i] = squared_bound(bound[i]);
   }
 
-  // Takes the pairs with complete sums into the lists. first: the warp's first candidate. values: of all candidates,
-  // NaN where there is none. query_values, self: of this warp's queries; self is -1 for none.
+  // Takes the pairs with complete sums into the lists. first: the warp's first candidate. values: from that candidate
+  // on, NaN where there is none. query_values, self: of this warp's queries; self is -1 for none.
   __device__ __forceinline__ void offer(int first, const T* values, const T* query_values, const int* self, int k) {
     first += lane;
+    values += lane;
 #pragma unroll
     for (int i = 0; i < kQ; ++i) {
       T least = sum[i][0];
@@ -181,7 +194,7 @@ struct WarpSearch {
         bool wanted = false;
         if (square < bound_squared[i]) {
           const T root = sqrt_rn(square);
-          const T gap = magnitude(query_value - values[first + j * kWarp]);
+          const T gap = magnitude(query_value - values[j * kWarp]);
           wanted = root < bound[i] && gap < bound[i] && first + j * kWarp != query_self;  // a gap of NaN is not
           if (wanted) key = larger(root, gap);
         }

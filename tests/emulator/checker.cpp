@@ -256,6 +256,7 @@ void each_word(Word* words, size_t offset, size_t bytes, const Visit& visit) {
 void access(const void* pointer, size_t bytes, bool write, bool atomic, const void* pc) {
   Thread* const t = current;
   if (t == nullptr || !t->in_kernel || !config().checks || t->fiber.on_stack(pointer)) return;
+  ++accesses;
   const auto* const p = static_cast<const char*>(pointer);
   if ((bytes & (bytes - 1)) == 0 && bytes <= 16 && reinterpret_cast<uintptr_t>(p) % bytes != 0) {
     bad_access(Kind::kMisaligned, p, bytes, write, pc);

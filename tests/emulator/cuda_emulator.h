@@ -64,6 +64,8 @@ struct Config {
 };
 Config& config();
 
+uint64_t accesses_so_far();  // loads and stores of kernels to device memory, a measure of the work done
+
 // Device memory: unwritten bytes are known as such, and each allocation has a red zone on either side.
 void* allocate(size_t bytes);
 void release(void* pointer);
@@ -76,7 +78,7 @@ struct Site {
 };
 #define EMULATOR_SITE ::emulator::Site site = {__builtin_FILE(), __builtin_LINE()}
 
-enum class Vote { kSync, kShuffle, kShuffleUp, kShuffleDown, kShuffleXor, kBallot, kAll, kAny, kAdd, kMin, kMax };
+enum class Vote { kSync, kShuffle, kShuffleUp, kShuffleDown, kShuffleXor, kBallot, kAll, kAny, kAdd, kMin, kMax, kOr };
 enum class Barrier { kPlain, kCount, kAnd, kOr };
 uint64_t vote(Vote vote, unsigned mask, uint64_t value, int operand, Site site);
 int barrier(Barrier kind, int predicate, Site site);
@@ -160,6 +162,9 @@ inline int __reduce_min_sync(unsigned mask, int value, EMULATOR_SITE) {
 }
 inline int __reduce_max_sync(unsigned mask, int value, EMULATOR_SITE) {
   return static_cast<int>(emulator::vote(emulator::Vote::kMax, mask, static_cast<uint32_t>(value), 0, site));
+}
+inline unsigned __reduce_or_sync(unsigned mask, unsigned value, EMULATOR_SITE) {
+  return static_cast<unsigned>(emulator::vote(emulator::Vote::kOr, mask, value, 0, site));
 }
 
 // --- Fences, atomics, asynchronous copies, scalar functions ---------------------------------------------------------

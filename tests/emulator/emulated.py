@@ -11,6 +11,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 OFFSET = 1e-5
+PATHS = {"brute force": 0, "auto": 1, "small": 2, "large": 3}
 
 
 class EmulatorError(RuntimeError):
@@ -49,6 +50,7 @@ class Emulator:
         self._library = ctypes.CDLL(str(library))
         self._library.emulator_error.restype = ctypes.c_char_p
         self._library.emulator_error_kind.restype = ctypes.c_char_p
+        self._library.emulator_accesses.restype = ctypes.c_uint64
         self.configure()
 
     def configure(
@@ -65,7 +67,7 @@ class Emulator:
                 self._library.emulator_error_kind().decode(), self._library.emulator_error().decode(errors="replace")
             )
 
-    def _call(self, p: Problem, emulated: bool, outputs: str) -> Answer:
+    def _call(self, p: Problem, path: str, outputs: str) -> Answer:
         batch, queries, dim = p.states.shape
         refs = queries if p.ref_states is None else p.ref_states.shape[1]
         kind = p.states.dtype
@@ -81,7 +83,7 @@ class Emulator:
         self._check(
             self._library.emulator_knn(
                 int(kind == np.float64),
-                int(emulated),
+                PATHS[path],
                 (ctypes.c_int64 * 5)(batch, queries, refs, dim, p.k),
                 pointers(kept),
                 pointers([radius, count, entropy]),
@@ -90,13 +92,21 @@ class Emulator:
         )
         return Answer(radius, count, entropy)
 
-    def knn(self, problem: Problem, outputs: str = "rce") -> Answer:
-        """The kernels of csrc/cuda, emulated. ``outputs``: which of r(adius), c(ount), e(ntropy) to ask for."""
-        return self._call(problem, True, outputs)
+    def knn(self, problem: Problem, path: str = "auto", outputs: str = "rce") -> Answer:
+        """The kernels of csrc/cuda, emulated.
+
+        ``path``: ``auto`` goes by the shape, ``small`` or ``large`` names a kernel. ``outputs``: which of r(adius),
+        c(ount), e(ntropy) to ask for.
+        """
+        return self._call(problem, path, outputs)
 
     def brute_force(self, problem: Problem, outputs: str = "rce") -> Answer:
         """The oracle."""
-        return self._call(problem, False, outputs)
+        return self._call(problem, "brute force", outputs)
+
+    def accesses(self) -> int:
+        """Loads and stores of all kernels so far: a measure of the work done."""
+        return int(self._library.emulator_accesses())
 
     def self_kernel(self, name: str, elements: int = 256) -> Array:
         """Runs one of the emulator's own kernels and returns its output."""

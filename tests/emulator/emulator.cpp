@@ -71,7 +71,7 @@ namespace emulator {
 Thread* current = nullptr;
 char* arenas = nullptr;
 uint32_t launch_number = 0;
-uint64_t switches = 0;
+uint64_t accesses = 0;
 
 namespace {
 
@@ -90,9 +90,9 @@ Kind g_failure = Kind::kNone;
 std::string g_failure_message;
 
 const char* name_of_vote(Vote vote) {
-  constexpr const char* kNames[] = {"__syncwarp",        "__shfl_sync",       "__shfl_up_sync",   "__shfl_down_sync",
-                                    "__shfl_xor_sync",   "__ballot_sync",     "__all_sync",       "__any_sync",
-                                    "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync"};
+  constexpr const char* kNames[] = {"__syncwarp",        "__shfl_sync",       "__shfl_up_sync",    "__shfl_down_sync",
+                                    "__shfl_xor_sync",   "__ballot_sync",     "__all_sync",        "__any_sync",
+                                    "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync", "__reduce_or_sync"};
   return kNames[static_cast<int>(vote)];
 }
 std::string hex(unsigned mask) {
@@ -226,6 +226,7 @@ void complete_vote(Block& b, unsigned mask, Thread* any) {
     if (mask >> l & 1) lane[l] = b.threads[any->warp * 32 + l];
   }
   uint64_t ballot = 0;
+  uint32_t bits = 0;
   int32_t sum = 0, least = INT32_MAX, most = INT32_MIN;
   Knowledge together;
   for (unsigned l = 0; l < 32; ++l) {
@@ -235,6 +236,7 @@ void complete_vote(Block& b, unsigned mask, Thread* any) {
     sum = static_cast<int32_t>(static_cast<uint32_t>(sum) + static_cast<uint32_t>(value));
     least = std::min(least, value);
     most = std::max(most, value);
+    bits |= static_cast<uint32_t>(value);
     together.known[l] = std::max(together.known[l], lane[l]->clock);
     for (unsigned o = 0; o < 32; ++o) {
       together.known[o] = std::max(together.known[o], lane[l]->knowledge.known[o]);
@@ -259,6 +261,7 @@ void complete_vote(Block& b, unsigned mask, Thread* any) {
       case Vote::kAdd: t->result = static_cast<uint32_t>(sum); break;
       case Vote::kMin: t->result = static_cast<uint32_t>(least); break;
       case Vote::kMax: t->result = static_cast<uint32_t>(most); break;
+      case Vote::kOr: t->result = bits; break;
     }
     if (t->vote >= Vote::kShuffle && t->vote <= Vote::kShuffleXor) {
       if (source < 0 || source > 31) source = static_cast<int>(l);  // out of the warp: a lane keeps its own value
@@ -326,7 +329,6 @@ void run_threads() {
     current = t;
     threadIdx = t->index;
     blockIdx = b.index;
-    ++switches;
     t->fiber.resume();
     current = nullptr;
     if (g_failure != Kind::kNone) return;
@@ -363,6 +365,7 @@ void wait_as(Thread::State state) {
 }  // namespace
 
 Config& config() { return g_config; }
+uint64_t accesses_so_far() { return accesses; }
 
 const char* name_of(Kind kind) {
   constexpr const char* kNames[] = {"none",          "barrier divergence", "warp divergence",

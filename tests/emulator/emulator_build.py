@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -47,27 +48,38 @@ def _fused_multiply_add() -> list[str]:
     return []
 
 
+def _with_includes(source: Path, folders: list[Path], seen: set[Path] | None = None) -> set[Path]:
+    """The source and every file of the project that it includes, directly or not."""
+    seen = set() if seen is None else seen
+    seen.add(source)
+    for name in re.findall(r'^#include "(.+)"', source.read_text(), re.MULTILINE):
+        for folder in [source.parent, *folders]:
+            header = (folder / name).resolve()
+            if header.exists():
+                if header not in seen:
+                    _with_includes(header, folders, seen)
+                break
+    return seen
+
+
 def build(csrc: Path = ROOT / "csrc", folder: Path = ROOT / "build" / "emulator", jobs: int = 2) -> Path:
     """Builds what changed and returns the library's path.
 
     ``csrc`` is the tree that holds ``knn.h`` and ``cuda/``, by default the repository's; copies with planted faults
-    are built the same way. Objects are kept in ``folder`` under a digest of every source they may include.
+    are built the same way. Objects are kept in ``folder`` under a digest of every source they include.
     """
-    headers = sorted([*csrc.glob("*.h"), *(csrc / "cuda").glob("*.h"), *HERE.glob("*.h")])
     kernels = sorted((csrc / "cuda").glob("*.cu"))
     compiler = _compiler()
     common = [*FLAGS, *_fused_multiply_add(), "-DQCSE_EMULATED_CUDA", f"-I{csrc}", f"-I{HERE}"]
-    shared = hashlib.sha256(f"{compiler}{FLAGS}{INSTRUMENTED}{PLAIN}".encode())
-    for header in headers:
-        shared.update(header.read_bytes())
     folder.mkdir(parents=True, exist_ok=True)
 
     objects: list[Path] = []
     work: list[list[str]] = []
     own = [HERE / name for name in ("emulator.cpp", "checker.cpp", "c_api.cpp", "self_kernels.cpp")]
     for source in [*own, *kernels]:
-        digest = shared.copy()
-        digest.update(source.read_bytes())
+        digest = hashlib.sha256(f"{compiler}{FLAGS}{INSTRUMENTED}{PLAIN}".encode())
+        for text in sorted(path.read_bytes() for path in _with_includes(source, [csrc, csrc / "cuda", HERE])):
+            digest.update(text)
         instrumented = source in kernels or source.name == "self_kernels.cpp"
         target = folder / f"{source.stem}-{digest.hexdigest()[:16]}.o"
         objects.append(target)

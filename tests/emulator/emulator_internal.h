@@ -70,7 +70,7 @@ struct Block {
 extern Thread* current;  // null while the host runs
 extern char* arenas;     // kMaxResident of them
 extern uint32_t launch_number;
-extern uint64_t switches;
+extern uint64_t accesses;  // of kernels to device memory, since the beginning
 
 [[noreturn]] void fail(Kind kind, const std::string& message);
 std::string describe(const Site& site);

@@ -22,13 +22,14 @@ void shuffles(int* out) {  // 4 x 32
   out[64 + lane] = __shfl_down_sync(kFullWarp, 100 + lane, 3);
   out[96 + lane] = __shfl_xor_sync(kFullWarp, 100 + lane, 5);
 }
-void votes(int* out) {  // 5 x 32
+void votes(int* out) {  // 6 x 32
   const int lane = thread();
   out[lane] = static_cast<int>(__ballot_sync(kFullWarp, lane % 3 == 0));
   out[32 + lane] = __any_sync(kFullWarp, lane == 7) * 2 + __all_sync(kFullWarp, lane == 7);
   out[64 + lane] = __reduce_add_sync(kFullWarp, lane);
   out[96 + lane] = __reduce_min_sync(kFullWarp, lane - 9);
   out[128 + lane] = __reduce_max_sync(kFullWarp, lane - 9);
+  out[160 + lane] = static_cast<int>(__reduce_or_sync(kFullWarp, 4u * static_cast<unsigned>(lane)));
 }
 void half_warp_vote(int* out) { out[thread()] = thread() < 16 ? static_cast<int>(__ballot_sync(0xffffu, 1)) : -1; }
 void barrier_votes(int* out) {  // 3 x 64

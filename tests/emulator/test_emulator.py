@@ -15,7 +15,7 @@ def _right() -> dict[str, np.ndarray]:
     block = np.arange(3 * 64).reshape(3, 64)
     return {
         "shuffles": 100 + np.concatenate([(LANE + 31) % 32, from_left, from_right, LANE ^ 5]),
-        "votes": np.repeat([ballot, 2, 496, -9, 22], 32),
+        "votes": np.repeat([ballot, 2, 496, -9, 22, 124], 32),
         "half_warp_vote": np.repeat([0xFFFF, -1], 16),
         "barrier_votes": np.repeat([16, 1, 1], 64),
         "reverse_block": block[:, ::-1].ravel(),

@@ -4,16 +4,16 @@ import os
 
 import numpy as np
 import pytest
-from emulated import Emulator, Problem, same_bits
+from emulated import Emulator, EmulatorError, Problem, same_bits
 from problems import draw
 
 PROBLEMS = int(os.environ.get("QCSE_EMULATED_PROBLEMS", "60"))
 FIRST = int(os.environ.get("QCSE_EMULATED_FIRST", "0"))
 
 
-def check(emulator: Emulator, problem: Problem, what: str) -> None:
+def check(emulator: Emulator, problem: Problem, path: str, what: str) -> None:
     expected = emulator.brute_force(problem)
-    got = emulator.knn(problem)
+    got = emulator.knn(problem, path)
     assert got.radius is not None and expected.radius is not None
     assert same_bits(got.radius, expected.radius), what
     assert np.array_equal(got.count, expected.count), what
@@ -21,11 +21,16 @@ def check(emulator: Emulator, problem: Problem, what: str) -> None:
     assert same_bits(got.entropy, expected.entropy), what
 
 
+# Both kernels take any shape that is small enough to emulate, and are tested on the same problems.
+both = pytest.mark.parametrize("path", ["small", "large"])
+
+
+@both
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + PROBLEMS))
-def test_random_problem(emulator: Emulator, seed: int) -> None:
+def test_random_problem(emulator: Emulator, seed: int, path: str) -> None:
     problem, device, what = draw(seed)
     emulator.configure(seed=seed % 97, **device)
-    check(emulator, problem, what)
+    check(emulator, problem, path, what)
 
 
 def normal(seed: int, n: int, dim: int, k: int, dtype: type = np.float32, batch: int = 1) -> Problem:
@@ -34,18 +39,20 @@ def normal(seed: int, n: int, dim: int, k: int, dtype: type = np.float32, batch:
     return Problem(states, rng.standard_normal((batch, n)).astype(dtype), k)
 
 
+@both
 @pytest.mark.parametrize("multiprocessors", [1, 8, 200])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("n", "dim", "k"),
     [(2, 1, 1), (9, 1024, 5), (129, 7, 128), (150, 17, 12), (110, 26, 33)],
 )
-def test_shape(emulator: Emulator, n: int, dim: int, k: int, dtype: type, multiprocessors: int) -> None:
+def test_shape(emulator: Emulator, n: int, dim: int, k: int, dtype: type, multiprocessors: int, path: str) -> None:
     emulator.configure(seed=5, multiprocessors=multiprocessors)
-    check(emulator, normal(n, n, dim, k, dtype), f"n {n} dim {dim} k {k}")
+    check(emulator, normal(n, n, dim, k, dtype), path, f"n {n} dim {dim} k {k}")
 
 
-def test_more_than_one_tile_of_references(emulator: Emulator) -> None:
+@both
+def test_more_than_one_tile_of_references(emulator: Emulator, path: str) -> None:
     rng = np.random.default_rng(3)
     for refs in (255, 256, 257, 511, 1100):
         problem = normal(refs, 9, 5, 12)
@@ -53,32 +60,35 @@ def test_more_than_one_tile_of_references(emulator: Emulator) -> None:
         problem.ref_values = rng.standard_normal((1, refs)).astype(np.float32)
         for multiprocessors in (1, 200):
             emulator.configure(seed=refs, multiprocessors=multiprocessors)
-            check(emulator, problem, f"refs {refs}")
+            check(emulator, problem, path, f"refs {refs}")
 
 
-def test_a_lone_reference_that_is_the_query_itself_leaves_no_candidate(emulator: Emulator) -> None:
+@both
+def test_a_lone_reference_that_is_the_query_itself_leaves_no_candidate(emulator: Emulator, path: str) -> None:
     problem = normal(0, 1, 3, 1)
-    answer = emulator.knn(problem)
+    answer = emulator.knn(problem, path)
     assert answer.radius is not None and answer.count is not None and answer.entropy is not None
     assert np.isnan(answer.radius).all() and np.isnan(answer.entropy).all() and (answer.count == -1).all()
 
 
-def test_overflow_is_a_radius_and_a_missing_candidate_is_not(emulator: Emulator) -> None:
+@both
+def test_overflow_is_a_radius_and_a_missing_candidate_is_not(emulator: Emulator, path: str) -> None:
     problem = normal(1, 6, 2, 5)
     problem.states *= np.float32(1e30)
     problem.states[0, 0] = 0
-    answer = emulator.knn(problem)
+    answer = emulator.knn(problem, path)
     assert answer.radius is not None and np.isposinf(answer.radius).all()
     problem.values[0, 3] = np.nan
-    answer = emulator.knn(problem)
+    answer = emulator.knn(problem, path)
     assert answer.radius is not None and np.isnan(answer.radius).all()
 
 
-def test_index_out_of_range_means_no_self(emulator: Emulator) -> None:
+@both
+def test_index_out_of_range_means_no_self(emulator: Emulator, path: str) -> None:
     problem = normal(2, 4, 3, 4)
     problem.ref_states, problem.ref_values = problem.states.copy(), problem.values.copy()
     problem.self_index = np.array([[4, 1 << 40, -7, -1]])
-    answer = emulator.knn(problem)
+    answer = emulator.knn(problem, path)
     problem.self_index = None
     expected = emulator.brute_force(problem)
     assert answer.radius is not None and expected.radius is not None
@@ -86,11 +96,12 @@ def test_index_out_of_range_means_no_self(emulator: Emulator) -> None:
     assert np.array_equal(answer.count, expected.count)
 
 
+@both
 @pytest.mark.parametrize("outputs", ["r", "c", "e", "rc", "re"])
-def test_only_what_is_asked_for_is_written(emulator: Emulator, outputs: str) -> None:
+def test_only_what_is_asked_for_is_written(emulator: Emulator, outputs: str, path: str) -> None:
     problem = normal(4, 20, 3, 2)
     everything = emulator.brute_force(problem)
-    answer = emulator.knn(problem, outputs)
+    answer = emulator.knn(problem, path, outputs)
     for letter, got, expected in [
         ("r", answer.radius, everything.radius),
         ("c", answer.count, everything.count),
@@ -101,14 +112,49 @@ def test_only_what_is_asked_for_is_written(emulator: Emulator, outputs: str) -> 
             assert np.array_equal(got, expected)
 
 
+@both
 @pytest.mark.parametrize("seed", range(12))
-def test_the_schedule_does_not_matter(emulator: Emulator, seed: int) -> None:
+def test_the_schedule_does_not_matter(emulator: Emulator, seed: int, path: str) -> None:
     problem = normal(9, 45, 26, 6)
     emulator.configure(seed=seed, multiprocessors=1 + seed % 3 * 15)
-    check(emulator, problem, f"schedule {seed}")
+    check(emulator, problem, path, f"schedule {seed}")
 
 
-def test_a_launch_that_fails_names_the_kernel_and_the_reason(emulator: Emulator) -> None:
+@both
+def test_a_launch_that_fails_names_the_kernel_and_the_reason(emulator: Emulator, path: str) -> None:
     emulator.configure(shared_bytes=20 * 1024)
-    with pytest.raises(RuntimeError, match=r"knn_small_kernel: invalid argument"):
-        emulator.knn(normal(0, 20, 500, 1))
+    with pytest.raises(EmulatorError, match=rf"knn_{path}_kernel: invalid argument"):
+        emulator.knn(normal(0, 20, 500, 1), path)
+
+
+def test_the_small_kernel_refuses_what_it_is_not_made_for(emulator: Emulator) -> None:
+    problem = normal(0, 2, 1, 1)
+    problem.ref_states, problem.ref_values = np.zeros((1, 4097, 1), np.float32), np.zeros((1, 4097), np.float32)
+    with pytest.raises(EmulatorError, match="at most 4096"):
+        emulator.knn(problem, "small")
+
+
+def test_the_number_of_references_chooses_the_kernel(emulator: Emulator) -> None:
+    rng = np.random.default_rng(8)
+    for refs in (4096, 4097):
+        problem = normal(refs, 3, 2, 7)
+        problem.ref_states = rng.standard_normal((1, refs, 2)).astype(np.float32)
+        problem.ref_values = rng.standard_normal((1, refs)).astype(np.float32)
+        check(emulator, problem, "auto", f"refs {refs}")
+
+
+def test_the_search_by_value_skips_tiles(emulator: Emulator) -> None:
+    """Where values are far apart and states are close, the gap in value ends the search early."""
+    rng = np.random.default_rng(5)
+    refs = 8 * 256
+    problem = normal(5, 20, 24, 2)
+    problem.ref_states = rng.standard_normal((1, refs, 24)).astype(np.float32)
+    problem.values = rng.uniform(1000, 1010, (1, 20)).astype(np.float32)
+
+    def work(values: np.ndarray) -> int:
+        problem.ref_values = values.astype(np.float32)[None]
+        before = emulator.accesses()
+        check(emulator, problem, "large", "search by value")
+        return emulator.accesses() - before
+
+    assert work(np.arange(refs)) < 0.4 * work(np.full(refs, 1005.0))

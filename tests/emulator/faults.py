@@ -1,0 +1,296 @@
+"""Plants faults in copies of the CUDA kernels and reports which of them the emulator catches.
+
+python tests/emulator/faults.py [--only WORD] [--jobs 2] [--json FILE]
+
+Every barrier and every wait for a copy is deleted once, and the faults of FAULTS are planted one at a time. Each copy
+is compiled and runs a fixed set of problems; it is caught if the emulator reports a broken rule, an answer differs from
+brute force in a bit, or the run does not end. Exit status 1 where fewer than 90 % are caught, a deleted barrier is not,
+or the kernels without a fault are accused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parent.parent / "csrc"
+OBJECTS = HERE.parent.parent / "build" / "faults"
+TIME_LIMIT = 240  # seconds for the problems of one fault
+
+
+@dataclass
+class Fault:
+    """``old`` occurs once in csrc/cuda/``file`` (or ``nth`` names the occurrence, from 0) and becomes ``new``."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    nth: int | None = None
+
+
+FAULTS = [
+    # The sorted lists and the selection
+    Fault(
+        "insert: takes the wrong neighbour", "smallest.h", "(lane + kWarp - 1) % kWarp", "(lane + kWarp - 2) % kWarp"
+    ),
+    Fault("insert: nothing is carried to the next register", "smallest.h", "carry = rotated;", ""),
+    Fault("sort: wrong direction", "smallest.h", "((lane & size) == 0)", "((lane & size) != 0)"),
+    Fault("merge: registers in the wrong order", "smallest.h", "other.at[kRegisters - 1 - r]", "other.at[r]"),
+    Fault("merge of sorted keys: not reversed", "smallest.h", "__shfl_xor_sync(kFullWarp, keys, kWarp - 1)", "keys"),
+    Fault("offer: half of the warp in the mask", "tile.h", "__any_sync(kFullWarp, least", "__any_sync(0xffffu, least"),
+    Fault("offer: a query is its own neighbour", "tile.h", " && first + j * kWarp != query_self", ""),
+    Fault("offer: the gap in value is forgotten", "tile.h", "key = larger(root, gap)", "key = root"),
+    Fault("offer: candidates without a value are taken", "tile.h", " && gap < bound[i]", ""),
+    Fault(
+        "offer: bound one rank too low",
+        "tile.h",
+        "lower_bound_to(i, list[i].rank(k - 1))",
+        "lower_bound_to(i, list[i].rank(k > 1 ? k - 2 : 0))",
+    ),
+    Fault("bound: squares that vanish", "tile.h", "larger(bound * bound, Limits<T>::kMinNormal)", "bound * bound"),
+    Fault(
+        "exchange: share rounded down",
+        "tile.h",
+        "(k + Shape::kSplits - 1) / Shape::kSplits",
+        "(k < Shape::kSplits ? 1 : k / Shape::kSplits)",
+    ),
+    Fault(
+        "exchange: the smallest of the bounds", "tile.h", "together = larger(together", "together = smaller(together"
+    ),
+    Fault(
+        "splits: one of them is left out",
+        "tile.h",
+        "int half = Shape::kSplits / 2; half > 0",
+        "int half = Shape::kSplits / 2; half > 1",
+    ),
+    Fault("staging: the tail is not cleared", "tile.h", "*to = 0;", ""),
+    Fault("staging: one row too many", "tile.h", "if (row < rows) {", "if (row <= rows) {"),
+    Fault("staging: vectors although not aligned", "tile.h", " && reinterpret_cast<uintptr_t>(tile) % 16 == 0", ""),
+    Fault("accumulate: pitch forgotten", "tile.h", "(j * kWarp + lane) * pitch", "(j * kWarp + lane) * depth"),
+    # The small kernel
+    Fault("small: one value too many", "knn_small.cu", "j < refs ? ref_values[j]", "j <= refs ? ref_values[j]"),
+    Fault("small: shared memory short", "knn_small.cu", "shared_bytes(p), stream", "shared_bytes(p) - 128, stream"),
+    Fault("small: every chunk as deep as the first", "knn_small.cu", "complete ? dim - chunk * depth : depth", "depth"),
+    Fault(
+        "small: reads the stage that is being filled",
+        "knn_small.cu",
+        "search.accumulate(stages + (step & 1)",
+        "search.accumulate(stages + (step + 1 & 1)",
+    ),
+    Fault(
+        "small: rows that are not finite are counted",
+        "knn_small.cu",
+        "if (!candidate) values[j] = not_a_number<T>();",
+        "",
+    ),
+    Fault(
+        "small: a row's own place counts",
+        "knn_small.cu",
+        "counts[thread] - (self_counts && magnitude(value - values[own]) < answer)",
+        "counts[thread]",
+    ),
+    Fault(
+        "small: queries that are not finite, no atomic",
+        "knn_small.cu",
+        "if (!is_finite(x)) atomicOr(&totals[0], 1u << i)",
+        "if (!is_finite(x)) totals[0] |= 1u << i",
+    ),
+    Fault(
+        "small: counts without an atomic",
+        "knn_small.cu",
+        "atomicAdd(&counts[counted + i], sum)",
+        "counts[counted + i] += sum",
+    ),
+    Fault(
+        "small: bits of the wrong word",
+        "knn_small.cu",
+        "not_finite[first / 32 + j] = bits",
+        "not_finite[first / 32] = bits",
+    ),
+    Fault("small: too few candidates go unnoticed", "knn_small.cu", " && candidates >= k", ""),
+    Fault(
+        "small: slots of the exchange do not take turns",
+        "knn_small.cu",
+        "group_bounds < bounds + kQueries * Shape::kSplits ? kQueries * Shape::kSplits : 0",
+        "0",
+    ),
+    # The large kernel
+    Fault(
+        "large: stops a side too early",
+        "knn_large.cu",
+        "value - left_edge < search.bound[i]",
+        "value - left_edge < search.bound[i] / 2",
+    ),
+    Fault(
+        "large: edge of the wrong end",
+        "knn_large.cu",
+        "sorted_values[left * kTile + kTile - 1]",
+        "sorted_values[left * kTile]",
+        1,
+    ),
+    Fault("large: a query between the edges is not asked", "knn_large.cu", "right_edge < value || ", ""),
+    Fault(
+        "large: tile left while somebody is alive",
+        "knn_large.cu",
+        "alive || leaves ? kAlive : 0",
+        "leaves ? kAlive : 0",
+    ),
+    Fault(
+        "large: flags in one place",
+        "knn_large.cu",
+        "flags[(step & 1) * Shape::kWarps + warp] = tells",
+        "flags[warp] = tells",
+    ),
+    Fault("large: one finite row too few", "knn_large.cu", "static_cast<int>(place) + 1", "static_cast<int>(place)"),
+    Fault(
+        "large: batch entries without their padding",
+        "knn_large.cu",
+        "(entry * refs.stride + place) * dim",
+        "(entry * refs.set.count + place) * dim",
+    ),
+    Fault(
+        "large: binary search loses a place", "knn_large.cu", "low += (first - 1) * step + 1;", "low += first * step;"
+    ),
+    Fault(
+        "large: counts what is at the radius", "knn_large.cu", "!(other - value < answer)", "!(other - value <= answer)"
+    ),
+    Fault(
+        "large: answers in sorted order",
+        "knn_large.cu",
+        "problem.queries + order[i];\n      if (problem.radius",
+        "problem.queries + first_query + i;\n      if (problem.radius",
+    ),
+    Fault(
+        "large: own row instead of its place",
+        "knn_large.cu",
+        "place = parameters.refs.place[entry * problem.refs + own]",
+        "place = static_cast<int>(own)",
+    ),
+    Fault(
+        "large: shared memory short",
+        "knn_large.cu",
+        "shared_bytes(p), stream, parameters",
+        "shared_bytes(p) - 128, stream, parameters",
+    ),
+    Fault(
+        "large: dead queries search on",
+        "knn_large.cu",
+        "if (!is_finite(query_values[group * kQ + i])) search.close(i);",
+        "",
+    ),
+]
+
+
+def deletions() -> list[Fault]:
+    """One fault for each barrier and each wait in the kernels."""
+    found = []
+    for path in sorted((CSRC / "cuda").glob("*")):
+        for what in ("__syncthreads();", "copies_wait();"):
+            for nth in range(path.read_text().count(what)):
+                line = [m.start() for m in re.finditer(re.escape(what), path.read_text())][nth]
+                number = path.read_text()[:line].count("\n") + 1
+                if path.name != "device.h":
+                    found.append(Fault(f"deleted: {what} at {path.name}:{number}", path.name, what, "", nth))
+    return found
+
+
+def plant(fault: Fault, tree: Path) -> None:
+    path = tree / "cuda" / fault.file
+    text = path.read_text()
+    places = [m.start() for m in re.finditer(re.escape(fault.old), text)]
+    if not places or (fault.nth is None and len(places) != 1):
+        sys.exit(f"faults: {fault.name!r} must be found once in {fault.file}, found {len(places)} times: {fault.old}")
+    at = places[fault.nth or 0]
+    path.write_text(text[:at] + fault.new + text[at + len(fault.old) :])
+
+
+def work(library: Path) -> None:
+    """In a process of its own: prints how the first problem that shows the fault went wrong, or ``missed``."""
+    import numpy as np
+    from emulated import Emulator, EmulatorError, same_bits
+    from problems import draw
+
+    emulator = Emulator(library)
+    order = [*range(1000, 1045), *range(57, 64)]
+    for seed in order:
+        problem, device, what = draw(seed)
+        for path in ("small", "large"):
+            emulator.configure(seed=seed % 7, **device)
+            expected = emulator.brute_force(problem)
+            try:
+                got = emulator.knn(problem, path)
+            except EmulatorError as error:
+                print(f"{error.kind}: {error}")
+                return
+            if not (same_bits(got.radius, expected.radius) and np.array_equal(got.count, expected.count)):
+                print(f"wrong answer: {path}, {what}")
+                return
+    print("missed")
+
+
+def judge(fault: Fault | None) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "csrc"
+        shutil.copytree(CSRC, tree)
+        if fault is not None:
+            plant(fault, tree)
+        script = (
+            "import sys; from pathlib import Path; import emulator_build, faults;"
+            f"faults.work(emulator_build.build(Path({str(tree)!r}), faults.OBJECTS, jobs=1))"
+        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", script], cwd=HERE, capture_output=True, text=True, timeout=TIME_LIMIT
+            )
+        except subprocess.TimeoutExpired:
+            return "the run did not end"
+        if done.returncode < 0:
+            return f"the run was ended by signal {-done.returncode}"
+        if done.returncode != 0:
+            sys.exit(
+                f"faults: {fault.name if fault else 'the kernels without a fault'} could not be judged\n{done.stderr}"
+            )
+        return done.stdout.strip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="faults whose name contains this")
+    parser.add_argument("--jobs", type=int, default=2, help="faults at a time (default: 2)")
+    parser.add_argument("--json", type=Path, help="write the verdicts here")
+    arguments = parser.parse_args()
+    faults = [f for f in [*deletions(), *FAULTS] if arguments.only in f.name]
+    for fault in faults:  # before anything is compiled: does each still fit the source?
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(CSRC, Path(folder) / "csrc")
+            plant(fault, Path(folder) / "csrc")
+    sound = judge(None)
+    print(f"without a fault: {'nothing to report' if sound == 'missed' else sound}", flush=True)
+    verdicts: dict[str, str] = {}
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for fault, verdict in zip(faults, pool.map(judge, faults), strict=True):
+            verdicts[fault.name] = verdict
+            print(f"{'MISSED' if verdict == 'missed' else 'caught'}  {fault.name}: {verdict[:150]}", flush=True)
+    shutil.rmtree(OBJECTS, ignore_errors=True)
+    missed = [name for name, verdict in verdicts.items() if verdict == "missed"]
+    print(f"{len(faults) - len(missed)} of {len(faults)} planted faults caught")
+    for name in missed:
+        print(f"  missed: {name}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"faults": len(faults), "missed": missed, "verdicts": verdicts}, indent=2))
+    barrier_missed = any(name.startswith("deleted: __syncthreads") for name in missed)
+    return 1 if sound != "missed" or barrier_missed or len(missed) > 0.1 * len(faults) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
