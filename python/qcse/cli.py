@@ -24,6 +24,7 @@ commands:
   train     pre-train on a dataset, fine-tune online; --resume continues a run
   eval      evaluate the policy of a run
   report    compare runs: table, learning curves (PNG), one HTML page
+  data      tasks and datasets: list, info, check, convert, fetch
   collect   train SAC and write datasets in D4RL's layout
   demo      a small offline-to-online run with and without the bonus, and its report
   bench     updates per second of the training step, side by side with CORL's
@@ -279,6 +280,12 @@ def _collect(argv: list[str]) -> int:
     return 0
 
 
+def _data(argv: list[str]) -> int:
+    from .data_cli import data
+
+    return data(argv)
+
+
 def _demo(argv: list[str]) -> int:
     args = tyro.cli(DemoArgs, args=argv, prog="qcse demo")
     from .demo import demo
@@ -304,6 +311,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "eval": _eval,
     "report": _report,
+    "data": _data,
     "collect": _collect,
     "demo": _demo,
     "bench": _bench,

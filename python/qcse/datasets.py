@@ -131,7 +131,7 @@ def load_dataset(dataset: str | os.PathLike[str], progress: bool = True) -> Tran
     return load_d4rl(name, progress)
 
 
-def load_d4rl(path: str | os.PathLike[str], progress: bool = True) -> Transitions:
+def load_d4rl(path: str | os.PathLike[str], progress: bool = True, finite: bool = True) -> Transitions:
     """Read an HDF5 file in D4RL's layout.
 
     Needed are `observations`, `actions`, `rewards`, `terminals`, and `next_observations` or `timeouts`. Where
@@ -143,6 +143,7 @@ def load_d4rl(path: str | os.PathLike[str], progress: bool = True) -> Transition
     Args:
         path: the file.
         progress: show a bar on stderr for files that take a while.
+        finite: refuse values that are NaN or infinite.
 
     Raises:
         DatasetError: no such file, not HDF5, cut short, a key missing, a wrong shape or type, values that are not
@@ -156,7 +157,7 @@ def load_d4rl(path: str | os.PathLike[str], progress: bool = True) -> Transition
     if not file_path.is_file():
         raise DatasetError(f"dataset: {file_path} is not a file; expected an HDF5 file in D4RL's layout")
     with _opened(file_path) as file:
-        return _read(file, file_path, progress)
+        return _read(file, file_path, progress, finite)
 
 
 @contextmanager
@@ -230,14 +231,16 @@ def _sources(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
     return sources
 
 
-def _read(file: h5py.File, path: Path, progress: bool) -> Transitions:
+def _read(file: h5py.File, path: Path, progress: bool, finite: bool) -> Transitions:
     sources = _sources(file, path)
     arrays: dict[str, NDArray[Any]] = {}
     total = sum(source.size * source.dtype.itemsize for source in sources.values())
     hide = not progress or total < PROGRESS_BYTES
     with tqdm(total=total, unit="B", unit_scale=True, desc=f"read {path.name}", disable=hide, leave=False) as bar:
         for key, source in sources.items():
-            arrays[key] = _read_flag(source, key, path) if key in FLAG_KEYS else _read_float(source, key, path, bar)
+            arrays[key] = (
+                _read_flag(source, key, path) if key in FLAG_KEYS else _read_float(source, key, path, bar, finite)
+            )
 
     terminals = arrays["terminals"]
     ends = terminals | arrays["timeouts"] if "timeouts" in arrays else terminals.copy()
@@ -304,7 +307,7 @@ def _slabs(source: h5py.Dataset) -> Iterator[slice]:
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
-def _read_float(source: h5py.Dataset, key: str, path: Path, bar: tqdm[Any]) -> NDArray[np.float32]:
+def _read_float(source: h5py.Dataset, key: str, path: Path, bar: tqdm[Any], refuse: bool) -> NDArray[np.float32]:
     out = np.empty(source.shape, np.float32)
     bad, first = 0, -1
     for rows in _slabs(source):
@@ -319,7 +322,7 @@ def _read_float(source: h5py.Dataset, key: str, path: Path, bar: tqdm[Any]) -> N
             if first < 0:
                 first = rows.start + int(np.argmin(finite.reshape(len(finite), -1).all(axis=1)))
         bar.update(source.dtype.itemsize * finite.size)
-    if bad:
+    if bad and refuse:
         raise DatasetError(
             f"dataset: {path}: {key} has {bad:,} of {out.size:,} values that are NaN or infinite as float32, first in "
             f"row {first}; expected finite numbers: remove these episodes from the file"
