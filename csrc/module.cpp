@@ -38,7 +38,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_instruction_set", &qcse::cpu::set_instruction_set, py::arg("name"),
         "Tests and benchmarks: use this instruction set from now on (empty: the best one). ValueError if unavailable.");
   m.def("set_search_path", &qcse::cpu::set_search_path, py::arg("name"),
-        "Tests and benchmarks: 'auto' (the default), 'all' (every pair) or 'boxes' (prune by bounding boxes).");
+        "Tests and benchmarks: 'auto' (the default), 'all' (every pair), 'boxes' or 'screen'.");
   m.def("set_work_per_thread", &qcse::cpu::set_work_per_thread, py::arg("work"),
         "Tests: pair-dimensions that make a further thread worth it; 1 uses every thread, 0 restores the default.");
 }

@@ -18,6 +18,9 @@ struct Candidates {
   const T* values = nullptr;  // [tiles, kTile]
   int64_t tiles = 0;
   int64_t dim = 0;
+  int64_t count = 0;              // without the padding
+  const T* row_states = nullptr;  // the same states row by row: candidate c is row rows[c]
+  const int32_t* rows = nullptr;
 };
 
 // The k smallest keys of some queries so far, each list ascending and padded with infinity to whole vectors.
@@ -57,6 +60,27 @@ struct Boxes {
   int64_t count = 0;
 };
 
+// 8-bit shadows of points, for ruling pairs out with integer products. A coordinate x becomes the code
+// round((x - centre) / step), clipped to [-127, 127]; candidates store it plus 128.
+struct ScreenTiles {
+  const uint8_t* codes = nullptr;  // [tiles, blocks, kTile, 4]: four dimensions side by side
+  const int32_t* start = nullptr;  // [tiles, kTile]: -floor(|code|^2 / 2), very low in spare lanes
+  int64_t blocks = 0;              // ceil(dim / 4)
+};
+
+// With X and Y the codes of query and candidate, |X - Y|^2 = |X|^2 + |Y|^2 - 2 X.Y exactly. Clipping brings points
+// nearer to each other, and rounding moves each by a known length, so that a pair whose distance is below the threshold
+// has |X - Y| <= threshold / step + error, all in steps. Hence
+//   start + sum (Y + 128) X >= (|X|^2 - (threshold * steps + error)^2) / 2 + 128 sum X =: limit.
+struct ScreenQueries {
+  const int32_t* codes = nullptr;   // [groups, blocks, group width]: four signed bytes each
+  const int32_t* square = nullptr;  // [queries]: |X|^2
+  const int32_t* shift = nullptr;   // [queries]: 128 sum X
+  const double* error = nullptr;    // [queries]: rounding of the query and of the worst candidate, in steps
+  int32_t* limits = nullptr;        // [queries]
+  double steps = 0;                 // (1 + margin) / step
+};
+
 template <typename T>
 struct Kernels {
   int64_t group;  // queries that share a register tile in scan_all
@@ -76,6 +100,10 @@ struct Kernels {
   // bound from any query to any of the boxes. Returns the work: vectors times dimensions.
   int64_t (*scan_boxes)(const Candidates<T>&, const int32_t* tiles, const Boxes<T>&, T nearest_box, const int32_t* slot,
                         T slack, const QueryGroup<T>&, const Nearest<T>&);
+
+  // As scan_all, with a screen in front; null where the instruction set has no fast 8-bit products.
+  void (*scan_screened)(const Candidates<T>&, const ScreenTiles&, const int32_t* tiles, int64_t count,
+                        const PackedQueries<T>&, const ScreenQueries&, const Nearest<T>&);
 };
 
 struct KernelSet {
@@ -88,6 +116,7 @@ extern const KernelSet kPortableKernels;
 #ifdef QCSE_X86_KERNELS
 extern const KernelSet kAvx2Kernels;
 extern const KernelSet kAvx512Kernels;
+extern const KernelSet kAvx512VnniKernels;
 #endif
 
 }  // namespace qcse::cpu

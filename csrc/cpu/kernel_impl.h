@@ -11,11 +11,13 @@ template <>
 struct Limits<float> {
   static constexpr float kSmallestNormal = 0x1p-126f;
   static constexpr float kInfinity = __builtin_inff();
+  static constexpr float kScreenable = 1e-15f;  // thresholds whose squares are far from underflow
 };
 template <>
 struct Limits<double> {
   static constexpr double kSmallestNormal = 0x1p-1022;
   static constexpr double kInfinity = __builtin_inf();
+  static constexpr double kScreenable = 1e-140;
 };
 
 // The smallest easily known b with: d2 >= b implies sqrt(d2) >= threshold, both roots and squares rounded to nearest.
@@ -317,5 +319,5 @@ int64_t scan_boxes(const Candidates<typename V::Scalar>& candidates, const int32
 
 template <class V, int kGroup>
 constexpr Kernels<typename V::Scalar> make_kernels() {
-  return {kGroup, V::kWidth, scan_all<V, kGroup>, box_distances<V>, scan_boxes<V>};
+  return {kGroup, V::kWidth, scan_all<V, kGroup>, box_distances<V>, scan_boxes<V>, nullptr};
 }

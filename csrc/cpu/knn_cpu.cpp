@@ -30,6 +30,7 @@ std::vector<const KernelSet*> available_kernels() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
       sets.push_back(&kAvx512Kernels);
+      if (__builtin_cpu_supports("avx512vnni")) sets.push_back(&kAvx512VnniKernels);
     }
   }
 #endif
@@ -56,7 +57,7 @@ std::atomic<const KernelSet*>& chosen_kernels() {
   return chosen;
 }
 
-enum class Path { kAuto, kAll, kBoxes };
+enum class Path { kAuto, kAll, kBoxes, kScreen };
 std::atomic<Path> chosen_path = Path::kAuto;
 
 // Arithmetic (pairs times dimensions, and some for the rest of a pair) that makes a further thread worth its start:
@@ -322,19 +323,21 @@ class Search {
     collect_candidates();
     collect_queries();
     if (query_rows_.empty()) return;
-    const bool arranged = chosen_path == Path::kBoxes || (chosen_path == Path::kAuto && worth_arranging());
+    const bool arranged = chosen_path == Path::kBoxes || chosen_path == Path::kScreen ||
+                          (chosen_path == Path::kAuto && worth_arranging());
     if (arranged) arrange();
     pack_candidates();
     std::vector<Range> rest = {{0, queries()}};
     if (arranged) {
       make_boxes();
-      if (chosen_path == Path::kBoxes || try_boxes(rest)) {
+      if (chosen_path == Path::kBoxes || (chosen_path == Path::kAuto && try_boxes(rest))) {
         scan_near(rest);
         return;
       }
       // Every pair is looked at after all: in the definition's order of dimensions, which needs no second sum.
       in_order_ = true;
       pack_candidates();
+      make_screen();
     }
     scan_everything(rest);
   }
@@ -348,6 +351,10 @@ class Search {
   static constexpr double kCostOfBoxes = 1.6;
   struct Range {
     int64_t begin, end;
+  };
+  struct Sampled {
+    int64_t queries, work;
+    double radii;  // their sum
   };
 
   int64_t queries() const { return static_cast<int64_t>(query_rows_.size()); }
@@ -434,7 +441,7 @@ class Search {
     for_each(threads_, ceil_div(tiles, kPackChunk), [&](int64_t chunk) {
       for (int64_t tile = chunk * kPackChunk; tile < std::min((chunk + 1) * kPackChunk, tiles); ++tile) pack_tile(tile);
     });
-    packed_ = {packed_states_.get(), packed_values_.get(), tiles, p_.dim};
+    packed_ = {packed_states_.get(), packed_values_.get(), tiles, p_.dim, candidates(), ref_states_, rows_.data()};
   }
 
   void make_boxes() {
@@ -486,16 +493,23 @@ class Search {
 
   // Searches a sample of the cells through boxes, which answers their queries for good, and tells whether the others
   // should follow; `rest` is what is left to do.
-  bool try_boxes(std::vector<Range>& rest) const {
+  bool try_boxes(std::vector<Range>& rest) {
     const int64_t cells = ceil_div(queries(), kTile);
     const int64_t samples = std::clamp<int64_t>(cells / 32, 2, 16);
     const auto cell_of = [&](int64_t sample) { return (2 * sample + 1) * cells / (2 * samples); };
-    std::atomic<int64_t> work = 0, sampled = 0;
+    std::vector<Sampled> found(samples);
     for_each(threads_, samples, [&](int64_t sample) {
-      const int64_t begin = cell_of(sample) * kTile, end = std::min(begin + kTile, queries());
-      work += scan_cell(begin, end);
-      sampled += end - begin;
+      const int64_t begin = cell_of(sample) * kTile;
+      found[sample] = scan_cell(begin, std::min(begin + kTile, queries()));
     });
+    int64_t work = 0, sampled = 0;
+    double radii = 0;
+    for (const Sampled& f : found) {
+      work += f.work;
+      sampled += f.queries;
+      radii += f.radii;
+    }
+    typical_radius_ = radii / static_cast<double>(sampled);
     rest.clear();
     int64_t done = 0;
     for (int64_t sample = 0; sample < samples; ++sample) {
@@ -527,6 +541,79 @@ class Search {
              [&](int64_t i) { scan_block(blocks[i].begin, blocks[i].end); });
   }
 
+  // Makes the 8-bit shadows, unless their error would let too many pairs through.
+  void make_screen() {
+    if (kernels_.scan_screened == nullptr) return;
+    const Points<T> points = {ref_states_, ref_values_, p_.dim};
+    const std::vector<double> spread = spreads(points, rows_.data(), candidates(), 1024);
+    const double widest = std::sqrt(*std::max_element(spread.begin(), spread.begin() + p_.dim));
+    step_ = 4 * widest / 127;
+    centre_.assign(p_.dim, 0.0);
+    const int64_t stride = ceil_div(candidates(), 1024);
+    double magnitude = 0;
+    for (int64_t d = 0; d < p_.dim; ++d) {
+      for (int64_t c = 0; c < candidates(); c += stride) centre_[d] += static_cast<double>(points.at(rows_[c], d));
+      centre_[d] /= static_cast<double>(ceil_div(candidates(), stride));
+      magnitude = std::max(magnitude, std::fabs(centre_[d]));
+    }
+    // Codes are computed in double: an offset of a thousand million steps costs them a millionth of a step.
+    if (!(step_ > 0) || !std::isfinite(step_) || !(magnitude / step_ < 1e9)) return;
+    // Rounding moves a point by about sqrt(dim / 12) steps. Neighbours within the radius grow by this share to the
+    // power of their intrinsic dimension, which is seldom above 32.
+    const double growth = 0.6 * std::sqrt(static_cast<double>(p_.dim)) * step_ / typical_radius_;
+    if (chosen_path != Path::kScreen && !(growth * static_cast<double>(std::min<int64_t>(p_.dim, 32)) < 1.5)) return;
+
+    screen_.blocks = ceil_div(p_.dim, 4);
+    codes_ = Buffer<uint8_t>(packed_.tiles * kTile * screen_.blocks * 4);
+    start_ = Buffer<int32_t>(packed_.tiles * kTile);
+    std::vector<double> worst(packed_.tiles);
+    for_each(threads_, ceil_div(packed_.tiles, kPackChunk), [&](int64_t chunk) {
+      std::vector<int8_t> code(screen_.blocks * 4);
+      for (int64_t tile = chunk * kPackChunk; tile < std::min((chunk + 1) * kPackChunk, packed_.tiles); ++tile) {
+        uint8_t* codes = codes_.get() + tile * kTile * screen_.blocks * 4;
+        for (int64_t lane = 0; lane < kTile; ++lane) {
+          const int64_t c = tile * kTile + lane;
+          const bool spare = c >= candidates();
+          const Coded coded = encode(ref_states_ + static_cast<int64_t>(rows_[spare ? 0 : c]) * p_.dim, code.data());
+          for (int64_t b = 0; b < screen_.blocks; ++b) {
+            for (int64_t j = 0; j < 4; ++j) {
+              codes[(b * kTile + lane) * 4 + j] = static_cast<uint8_t>(code[b * 4 + j] + 128);
+            }
+          }
+          start_[c] = spare ? -(1 << 30) : -(coded.square / 2);
+          worst[tile] = std::max(worst[tile], coded.error);
+        }
+      }
+    });
+    worst_error_ = *std::max_element(worst.begin(), worst.end());
+    screen_.codes = codes_.get();
+    screen_.start = start_.get();
+  }
+
+  struct Coded {
+    int32_t square, sum;
+    double error;  // length of the rounding, in steps
+  };
+
+  Coded encode(const T* state, int8_t* code) const {
+    int32_t square = 0, sum = 0;
+    double error = 0;
+    for (int64_t d = 0; d < screen_.blocks * 4; ++d) {
+      if (d >= p_.dim) {
+        code[d] = 0;
+        continue;
+      }
+      const double exact = std::clamp((static_cast<double>(state[d]) - centre_[d]) / step_, -127.0, 127.0);
+      const int32_t rounded = static_cast<int32_t>(exact + (exact < 0 ? -0.5 : 0.5));
+      error += (exact - rounded) * (exact - rounded);
+      square += rounded * rounded;
+      sum += rounded;
+      code[d] = static_cast<int8_t>(rounded);
+    }
+    // The extra thousandth of a step per dimension covers the rounding of `exact` itself.
+    return {square, sum, std::sqrt(error) + 1e-3 * std::sqrt(static_cast<double>(p_.dim))};
+  }
+
   void scan_block(int64_t begin, int64_t end) const {
     const int64_t group = kernels_.group;
     const int64_t count = end - begin;
@@ -547,11 +634,30 @@ class Search {
     std::fill_n(lists.get(), padded * stride, std::numeric_limits<T>::infinity());
     const PackedQueries<T> block = {packed.get(), values.get(), self.get(), padded};
     const Nearest<T> nearest = {lists.get(), bounds.get(), stride, p_.k};
-    if (in_order_ && p_.self_join) {
+    const int64_t coded = screen_.codes == nullptr ? 0 : padded;
+    Buffer<int32_t> codes(coded * screen_.blocks), square(coded), shift(coded), limits(coded);
+    Buffer<double> error(coded);
+    std::vector<int8_t> code(screen_.blocks * 4);
+    for (int64_t q = 0; q < coded; ++q) {
+      const Coded c = encode(states_ + int64_t{query_rows_[begin + std::min(q, count - 1)]} * p_.dim, code.data());
+      int32_t* out = codes.get() + (q / group) * group * screen_.blocks + q % group;
+      for (int64_t b = 0; b < screen_.blocks; ++b) std::memcpy(out + b * group, code.data() + b * 4, 4);
+      square[q] = c.square;
+      shift[q] = 128 * c.sum;
+      error[q] = c.error + worst_error_;
+    }
+    const double margin = static_cast<double>(p_.dim + 8) * static_cast<double>(std::numeric_limits<T>::epsilon());
+    const ScreenQueries screened = {codes.get(), square.get(), shift.get(),
+                                    error.get(), limits.get(), (1 + margin) / step_};
+    const auto scan = [&](int64_t number, bool screened_too = true) {
+      if (coded > 0 && screened_too) {
+        kernels_.scan_screened(packed_, screen_, tiles.get(), number, block, screened, nearest);
+      } else {
+        kernels_.scan_all(packed_, tiles.get(), number, block, nearest);
+      }
+    };
+    if (in_order_) {
       // Candidates are in spatial order: with the nearest tiles first, few later pairs pass a bound.
-      const int64_t first = begin / kTile, last = ceil_div(end, kTile);
-      std::iota(tiles.get(), tiles.get() + (last - first), static_cast<int32_t>(first));
-      kernels_.scan_all(packed_, tiles.get(), last - first, block, nearest);
       Buffer<T> lower(p_.dim + 1), upper(p_.dim + 1), distance(round_up(packed_.tiles, kernels_.width));
       for (int64_t q = 0; q < count; ++q) {
         for (int64_t d = 0; d <= p_.dim; ++d) {
@@ -561,24 +667,36 @@ class Search {
           upper[d] = q == 0 ? x : std::max(upper[d], x);
         }
       }
+      const Boxes<T> boxes = {edges_.get(), packed_.tiles};
+      const int64_t few = ceil_div(2 * p_.k, kTile);  // tiles that fill every list
+      int64_t first = begin / kTile, last = std::max(ceil_div(end, kTile), first + few);
+      if (!p_.self_join) {
+        constexpr T kInfinity = std::numeric_limits<T>::infinity();
+        kernels_.box_distances(boxes, p_.dim, lower.get(), upper.get(), kInfinity, distance.get());
+        first = std::min_element(distance.get(), distance.get() + packed_.tiles) - distance.get();
+        last = first + few;
+      }
+      last = std::min(last, packed_.tiles);
+      std::iota(tiles.get(), tiles.get() + (last - first), static_cast<int32_t>(first));
+      scan(last - first, false);
       T limit = *std::max_element(bounds.get(), bounds.get() + count) * slack_;
-      kernels_.box_distances({edges_.get(), packed_.tiles}, p_.dim, lower.get(), upper.get(), limit, distance.get());
+      if (p_.self_join) kernels_.box_distances(boxes, p_.dim, lower.get(), upper.get(), limit, distance.get());
       NearTiles<T> near(distance.get(), packed_.tiles, limit, first, last);
       constexpr int64_t kBetweenLooks = 32;
       while (const int64_t taken = near.take(kBetweenLooks, limit, tiles.get())) {
-        kernels_.scan_all(packed_, tiles.get(), taken, block, nearest);
+        scan(taken);
         limit = *std::max_element(bounds.get(), bounds.get() + count) * slack_;
       }
     } else {
       std::iota(tiles.get(), tiles.get() + packed_.tiles, 0);
-      kernels_.scan_all(packed_, tiles.get(), packed_.tiles, block, nearest);
+      scan(packed_.tiles);
     }
     for (int64_t q = 0; q < count; ++q) finish(query_rows_[begin + q], lists[q * stride + p_.k - 1]);
   }
 
   // The queries of one cell of the tree: its own tile first, for tight bounds, then the tiles whose boxes are near
-  // enough to the group's box, nearest first, each query asking the boxes for itself. Returns the kernels' work.
-  int64_t scan_cell(int64_t begin, int64_t end) const {
+  // enough to the group's box, nearest first, each query asking the boxes for itself.
+  Sampled scan_cell(int64_t begin, int64_t end) const {
     const int64_t count = end - begin;
     const int64_t dim = p_.dim, width = kernels_.width;
     const int64_t stride = round_up(p_.k, width);
@@ -636,8 +754,13 @@ class Search {
       scan(taken);
       limit = widest_bound();
     }
-    for (int64_t q = 0; q < count; ++q) finish(query_rows_[begin + q], lists[q * stride + p_.k - 1]);
-    return work;
+    double radii = 0;
+    for (int64_t q = 0; q < count; ++q) {
+      const T radius = lists[q * stride + p_.k - 1];
+      radii += static_cast<double>(radius);
+      finish(query_rows_[begin + q], radius);
+    }
+    return {count, work, radii};
   }
 
   void finish(int64_t i, T radius) const {
@@ -669,6 +792,12 @@ class Search {
   Buffer<T> packed_states_, packed_values_;
   std::vector<int32_t> order_, slot_;  // tile's d-th dimension is order_[d]; dimension d is the tile's slot_[d]-th
   T slack_ = 1;
+  double typical_radius_ = 0;
+  ScreenTiles screen_;
+  Buffer<uint8_t> codes_;
+  Buffer<int32_t> start_;
+  std::vector<double> centre_;
+  double step_ = 1, worst_error_ = 0;
   bool in_order_ = false;  // tiles have been packed again in the definition's order
   Buffer<T> edges_;        // boxes of all tiles
   Candidates<T> packed_;
@@ -713,8 +842,10 @@ void set_search_path(const std::string& name) {
     chosen_path = Path::kAll;
   } else if (name == "boxes") {
     chosen_path = Path::kBoxes;
+  } else if (name == "screen") {
+    chosen_path = Path::kScreen;
   } else {
-    throw std::invalid_argument("search path must be 'auto', 'all' or 'boxes', got '" + name + "'");
+    throw std::invalid_argument("search path must be 'auto', 'all', 'boxes' or 'screen', got '" + name + "'");
   }
 }
 

@@ -16,7 +16,7 @@ from qcse_ext import _C
 
 HERE = pathlib.Path(__file__).parent
 INSTRUCTION_SETS: list[str] = _C.build_info()["cpu_instruction_sets"]
-SEARCH_PATHS = ["all", "boxes", "auto"]
+SEARCH_PATHS = ["all", "boxes", "screen", "auto"]
 
 
 @functools.cache
@@ -122,6 +122,8 @@ KINDS = [
     "trajectory",
     "wide values",
     "narrow values",
+    "far from zero",
+    "unequal scales",
 ]
 
 
@@ -163,6 +165,10 @@ def draw_points(rng: np.random.Generator, kind: str, n: int, dim: int) -> tuple[
         q = q * 100
     elif kind == "narrow values":
         q = q * 1e-3
+    elif kind == "far from zero":
+        s, q = s + 1e6 * rng.standard_normal(dim), q + 1e6
+    elif kind == "unequal scales":
+        s = s * 10.0 ** rng.uniform(-4, 4, dim)
     return s, q
 
 

@@ -48,14 +48,16 @@ def test_module_leaves_no_search_path_and_needs_few_libraries() -> None:
     assert {n for n in needed if not n.startswith(("ld-linux", "libasan", "libubsan"))} <= known
 
 
-@pytest.mark.parametrize("name", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("name", ["portable", "avx2", "avx512", "avx512vnni"])
 def test_kernels_share_no_function_with_the_rest(name: str, tmp_path: pathlib.Path) -> None:
     """A weak symbol compiled with AVX-512 could replace its namesake of a file that runs everywhere."""
     if name not in _C.build_info()["cpu_instruction_sets"] or shutil.which("g++") is None or shutil.which("nm") is None:
         pytest.skip(f"needs g++, nm and a machine with {name}")
-    flags = {"portable": [], "avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx2", "-mfma"]}[name]
-    if name == "avx512":
-        flags = [*flags, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+    flags = [] if name == "portable" else ["-mavx2", "-mfma"]
+    if name.startswith("avx512"):
+        flags += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+    if name == "avx512vnni":
+        flags += ["-mavx512vnni"]
     output = tmp_path / "kernel.o"
     source = ROOT / f"csrc/cpu/kernel_{name}.cpp"
     # Without optimisation nothing is inlined, so whatever could become a symbol of its own does.
@@ -85,7 +87,7 @@ def test_environment_variable_chooses_the_instruction_set(name: str) -> None:
 def test_unknown_choices_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'mmx' is not available.*expected one of: portable"):
         _C.set_instruction_set("mmx")
-    with pytest.raises(ValueError, match=r"must be 'auto', 'all' or 'boxes', got 'guess'"):
+    with pytest.raises(ValueError, match=r"must be 'auto', 'all', 'boxes' or 'screen', got 'guess'"):
         _C.set_search_path("guess")
     code = "import torch, qcse_ext; qcse_ext.knn(torch.rand(9, 2), torch.rand(9), 1)"
     environment = {**os.environ, "QCSE_CPU_ISA": "mmx"}
