@@ -1,5 +1,23 @@
+"""Entry point of the command line. It must say what is missing, so it imports nothing that can be."""
+
 import sys
 
-from .cli import main
 
-sys.exit(main())
+def main() -> int:
+    if sys.argv[1:2] == ["doctor"]:
+        from .doctor import doctor
+
+        return doctor(sys.argv[2:])
+    try:
+        from .cli import main as cli
+    except ModuleNotFoundError as error:
+        print(
+            f"qcse: the package {error.name} is not installed; pip install 'qcse[train]'. `qcse doctor` lists all",
+            file=sys.stderr,
+        )
+        return 1
+    return cli()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

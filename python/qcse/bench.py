@@ -128,6 +128,9 @@ def corl_step(checkout: Path, algo: str, args: BenchArgs, device: torch.device) 
 
 def bench(args: BenchArgs) -> int:
     """Interleave all candidates, print medians and ratios, write the records."""
+    for name in ("rounds", "updates", "warm_up"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"{name}: got {getattr(args, name)}, expected 1 or more")
     device = resolve_device(args.device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -150,10 +153,9 @@ def bench(args: BenchArgs) -> int:
             torch.cuda.synchronize(device)
         return (time.perf_counter() - begin) / count
 
-    # CORL runs under the allocator settings that its users have; ours sets its own, so it comes second.
-    for key, step in steps.items():
-        if key[0] == "qcse":
-            keep_freed_memory()
+    # The allocator's settings hold for the whole process, so CORL gains from them as well.
+    keep_freed_memory()
+    for step in steps.values():
         timed(step, args.warm_up)
     for _ in range(args.rounds):
         for key, step in steps.items():

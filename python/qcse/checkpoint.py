@@ -42,9 +42,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"checkpoint: {path} does not exist; expected the checkpoint of a qcse run folder")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds; all mean that this file is not a checkpoint
+    except Exception as error:  # torch raises many kinds; all mean that this file is not a checkpoint of ours
+        # torch's own text would advise to load it as code.
         raise CheckpointError(
-            f"checkpoint: {path} cannot be read ({error}); expected a file written by qcse"
+            f"checkpoint: {path} cannot be read ({type(error).__name__}); it is damaged or was not written by qcse. "
+            "Restore it, or start a new run"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         got = state.get("format") if isinstance(state, dict) else type(state).__name__

@@ -1,4 +1,4 @@
-"""The command line: qcse train | eval | report | collect | demo | bench | doctor."""
+"""The command line: qcse train | eval | report | sweep | collect | demo | bench | doctor."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .config import Algo, TrainConfig, from_dict, preset, to_dict
-from .errors import QcseError
+from .config import Algo, BonusKind, TrainConfig, from_dict, preset, to_dict
+from .errors import ConfigError, QcseError
 
 SUMMARY = """usage: qcse COMMAND [OPTIONS]
 
@@ -25,7 +25,8 @@ commands:
   eval      evaluate the policy of a run
   report    compare runs: table, learning curves (PNG), one HTML page
   data      tasks and datasets: list, info, check, convert, fetch
-  collect   train SAC and write datasets in D4RL's layout
+  sweep     algorithms x bonuses x tasks x seeds, resumable, with a report
+  collect   write datasets in D4RL's layout: train SAC, or lead a body through a maze
   demo      a small offline-to-online run with and without the bonus, and its report
   bench     updates per second of the training step, side by side with CORL's
   doctor    what is installed, which kernels are built, what is missing
@@ -52,6 +53,10 @@ class EvalArgs:
     """Episodes."""
     seed: int = 0
     """First episode's seed; episode i starts from seed + i."""
+    device: str = "auto"
+    """cpu, cuda or auto; it need not be the one that the run was trained on."""
+    threads: int | None = None
+    """torch's CPU threads. None: one per core."""
     json: bool = False
     """Print one JSON object instead of a line."""
 
@@ -69,7 +74,9 @@ class ReportArgs:
 @dataclass
 class CollectArgs:
     """Train SAC from scratch and write two datasets in D4RL's layout: NAME-replay.hdf5, everything it saw, and
-    NAME-policy.hdf5, stochastic rollouts of its final policy. Both hold qpos and qvel of the state before each step."""
+    NAME-policy.hdf5, stochastic rollouts of its final policy. Both hold qpos and qvel of the state before each step.
+    In the mazes of this package (--env qcse/pointmaze-umaze-v0, qcse/maze2d-..., qcse/antmaze-...) a body is led along
+    waypoints instead; --help together with such an --env shows those options."""
 
     env: str = "Hopper-v5"
     """Gymnasium environment id."""
@@ -109,8 +116,41 @@ class DemoArgs:
     """Updates on the dataset."""
     online_steps: int = 9000
     """Environment steps of fine-tuning."""
-    seeds: tuple[int, ...] = (0, 1)
-    """One run with and one without the bonus for each."""
+    seeds: int = 2
+    """Runs with and as many without the bonus, trained together."""
+
+
+@dataclass
+class SweepArgs:
+    """Train algorithms x bonuses x tasks x seeds, several seeds in each process, and report. The same command continues
+    a sweep that was stopped. What follows -- goes to every `qcse train`, for example -- --batch-size 128."""
+
+    out: Path = Path("runs/sweep")
+    """Folder for the runs, sweep.json and the report."""
+    file: Path | None = None
+    """TOML file with options of the same names (and extra = [...]); options given here win."""
+    algos: tuple[Algo, ...] = ("cql", "cal_ql")
+    """Algorithms."""
+    bonuses: tuple[BonusKind, ...] = ("none", "qcse")
+    """Bonuses."""
+    envs: tuple[str, ...] = ()
+    """Gymnasium environments."""
+    datasets: tuple[Path, ...] = ()
+    """One HDF5 file for each environment."""
+    tasks: tuple[str, ...] = ()
+    """Tasks by name (`qcse data list`), in place of or beside envs."""
+    seeds: int = 4
+    """Seeds of each combination."""
+    first_seed: int = 0
+    """The smallest of them."""
+    batch_seeds: int = 4
+    """Seeds trained together in one process."""
+    offline_steps: int = 250_000
+    """Updates on the dataset."""
+    online_steps: int = 250_000
+    """Environment steps of fine-tuning."""
+    workers: int = 1
+    """Processes at a time."""
 
 
 @dataclass
@@ -170,13 +210,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except QcseError as error:
         print(f"qcse {args[0]}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"qcse {args[0]}: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"qcse {args[0]}: interrupted", file=sys.stderr)
         return 130
 
 
 def _train(argv: list[str]) -> int:
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek = argparse.ArgumentParser(prog="qcse train", add_help=False, allow_abbrev=False)
     peek.add_argument("--algo", default="cal_ql")
     peek.add_argument("--env")
     peek.add_argument("--task")
@@ -208,14 +251,23 @@ def _train(argv: list[str]) -> int:
         trainer = train.Trainer(config, train.prepare_out(config))
     else:
         out = parsed.resume
+        group = train.group_of(out)
+        if group is not None:
+            raise ConfigError(
+                f"resume: {out} was trained with other seeds; continue them all with --resume {group}"
+            )
         train.refuse_contradictions(defaults, config, out)
         path = out / checkpoint.NAME
         # A run that was stopped before its first checkpoint has nothing to lose and starts again.
-        trainer = train.Trainer(defaults, out, checkpoint.load(path) if path.exists() else None)
+        trainer = train.Trainer(config, out, checkpoint.load(path) if path.exists() else None)
         if trainer.finished:
             print(f"{out} is complete ({trainer.step} steps); nothing to do")
             return 0
-    trainer.run()
+    try:
+        trainer.run()
+    except train.RunInterrupted as stop:
+        print(f"{stop}; continue with: qcse train --resume {trainer.out}", file=sys.stderr)
+        return 130
     print(f"run complete: {trainer.out}; compare runs with `qcse report {trainer.out} ...`")
     return 0
 
@@ -225,11 +277,12 @@ def _eval(argv: list[str]) -> int:
     from . import train
     from .datasets import normalized_score
     from .envs import Evaluator
-    from .errors import ConfigError
 
     if args.episodes < 1:
         raise ConfigError(f"episodes: got {args.episodes}, expected 1 or more")
-    trainer, position = train.load_run(args.run)
+    if args.seed < 0:
+        raise ConfigError(f"seed: got {args.seed}, expected 0 or more")
+    trainer, position = train.load_policy(args.run, args.device, args.threads)
     if len(trainer.seeds) > 1 and args.run.resolve() == trainer.out.resolve():
         folders = ", ".join(str(folder) for folder in trainer.folders)
         raise ConfigError(f"run: {args.run} holds several runs; name one of {folders}")
@@ -272,6 +325,12 @@ def _report(argv: list[str]) -> int:
 
 
 def _collect(argv: list[str]) -> int:
+    from .collect_maze import is_maze, main
+
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--env", default="")
+    if is_maze(peek.parse_known_args(argv)[0].env):
+        return main(argv)
     args = tyro.cli(CollectArgs, args=argv, prog="qcse collect")
     from .collect import collect
 
@@ -293,6 +352,21 @@ def _demo(argv: list[str]) -> int:
     return demo(args)
 
 
+def _sweep(argv: list[str]) -> int:
+    own, extra = argv, []
+    if "--" in argv:
+        own, extra = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+    from .sweep import read_file, sweep
+
+    peek = argparse.ArgumentParser(prog="qcse sweep", add_help=False, allow_abbrev=False)
+    peek.add_argument("--file", type=Path)
+    path = peek.parse_known_args(own)[0].file
+    given = {} if path is None else read_file(path)
+    extra = [*map(str, given.pop("extra", ())), *extra]
+    args = tyro.cli(SweepArgs, args=own, prog="qcse sweep", default=SweepArgs(**given))
+    return sweep(args, extra)
+
+
 def _bench(argv: list[str]) -> int:
     args = tyro.cli(BenchArgs, args=argv, prog="qcse bench")
     from .bench import bench
@@ -301,10 +375,9 @@ def _bench(argv: list[str]) -> int:
 
 
 def _doctor(argv: list[str]) -> int:
-    argparse.ArgumentParser(prog="qcse doctor", description="What is installed, built, and missing.").parse_args(argv)
     from .doctor import doctor
 
-    return doctor()
+    return doctor(argv)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -312,6 +385,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": _eval,
     "report": _report,
     "data": _data,
+    "sweep": _sweep,
     "collect": _collect,
     "demo": _demo,
     "bench": _bench,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from .config import NetworkConfig, preset
 from .datasets import write_d4rl
 from .envs import make_env, task_for
 from .errors import ConfigError
-from .train import Trainer
+from .train import RunInterrupted, Trainer, check_folder
 
 if TYPE_CHECKING:
     from .cli import CollectArgs
@@ -91,17 +92,20 @@ def collect(args: CollectArgs) -> list[Path]:
         recordings.append(Recording(env))
         return recordings[-1]
 
+    check_folder(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sac-", dir=args.out) as folder:
         trainer = Trainer(config, Path(folder), wrap_env=record, stop_at_return=args.stop_return)
-        trainer.run()
-        final = trainer.last_score
+        try:
+            trainer.run()
+        except RunInterrupted as stop:  # what was recorded so far is written all the same
+            print(f"{stop}; writing what was recorded", file=sys.stderr)
     metadata = {
         "env_id": args.env,
         "algorithm": f"qcse {__version__} SAC",
         "steps": trainer.step,
         "seed": args.seed,
-        "final_normalized_score": final,
+        "final_return": trainer.last_return_mean,
     }
     replay = args.out / f"{name}-replay.hdf5"
     write_d4rl(replay, recordings[0].arrays(args.replay_rows), metadata)

@@ -121,6 +121,9 @@ class TrainConfig:
     Adroit); official: the Cal-QL authors' (antmaze)."""
     dataset: Path | None = None
     """HDF5 file in D4RL's layout, or minari:ID. Needed unless offline_steps is 0 and the algorithm is sac."""
+    d4rl_transitions: bool = False
+    """Use exactly the transitions of D4RL's qlearning_dataset: without the steps at time limits, which are kept
+    otherwise, with their true next states where the file has them."""
     bonus: BonusConfig = field(default_factory=BonusConfig)
     offline_steps: int = 250_000
     """Gradient updates on the dataset before the first environment step."""
@@ -169,7 +172,7 @@ class TrainConfig:
     reward_bias: float = 0.0
     """See reward_scale."""
     normalize_observations: bool = False
-    """Standardise observations by the dataset's mean and spread (at least 1e-3)."""
+    """Standardise observations by the dataset's mean and spread (plus 1e-3)."""
     net: NetworkConfig = field(default_factory=NetworkConfig)
     cql: CqlConfig = field(default_factory=CqlConfig)
 
@@ -224,6 +227,9 @@ def preset(algo: str, env: str, kind: str = "default") -> TrainConfig:
         return config
     if algo == "cal_ql":
         config.offline_fraction = 0.5
+    else:
+        # Drawn from dataset and online buffer together, a batch holds too few online rows for its own neighbours.
+        config.bonus.references, config.bonus.reference_size = "sample", config.batch_size
     if family in ("antmaze", "pointmaze"):
         config.reward_scale, config.reward_bias = 10.0, -5.0
     if family == "antmaze":
@@ -285,6 +291,11 @@ def validate(config: TrainConfig) -> None:
             f"dataset: got none, but algo {config.algo} with {config.offline_steps} offline steps learns from one; "
             "pass --dataset FILE (HDF5 in D4RL's layout; `qcse collect` makes one), or --algo sac --offline-steps 0"
         )
+    if 0 < config.online_steps <= config.learning_starts:
+        raise ConfigError(
+            f"learning_starts: got {config.learning_starts} with {config.online_steps} online steps, so nothing would "
+            "be learnt online; expected fewer than online_steps"
+        )
     if config.seeds > 1 and config.update_after == "episode":
         raise ConfigError(
             f"update_after: got 'episode' with {config.seeds} seeds, whose episodes end at different steps; expected "
@@ -326,7 +337,7 @@ def _validate_bonus(config: TrainConfig) -> None:
     if bonus.references == "sample":
         eligible = bonus.reference_size
     elif bonus.references == "buffer":
-        eligible = config.online_buffer
+        eligible = min(config.online_buffer, max(config.online_steps, 1))
     elif bonus.transitions == "online" and config.offline_fraction is not None:
         eligible -= round(config.offline_fraction * config.batch_size)
     if bonus.k > eligible - 1:
@@ -371,6 +382,8 @@ def _build(cls: type, data: dict[str, Any], prefix: str) -> Any:
     values = {}
     for name, value in data.items():
         hint = hints[name]
+        if dataclasses.is_dataclass(hint) and not isinstance(value, dict):
+            raise ConfigError(f"configuration: {prefix}{name} is {value!r}, expected a group of options")
         if dataclasses.is_dataclass(hint):
             values[name] = _build(typing.cast(type, hint), value, f"{prefix}{name}.")
         elif value is not None and _admits(hint, Path):

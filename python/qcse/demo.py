@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import subprocess
-import sys
 import time
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from .errors import ConfigError, QcseError
-from .report import report
+from .errors import ConfigError
+from .report import report, run_folders
+from .sweep import rows, run_all
+from .train import check_folder
 
 if TYPE_CHECKING:
     from .cli import DemoArgs
@@ -22,21 +19,11 @@ if TYPE_CHECKING:
 DATASET = "hopper-replay.hdf5"
 # Small enough for a few minutes on two cores: small networks, few sampled actions. A weak conservative term, because
 # the data hold exploration of their own, and half of each online batch from the dataset.
-OPTIONS = {
-    "--env": "Hopper-v5",
-    "--batch-size": "128",
-    "--net.policy-hidden": "128 128",
-    "--net.critic-hidden": "128 128",
-    "--policy-lr": "3e-4",
-    "--cql.actions": "4",
-    "--cql.alpha": "0.1",
-    "--offline-fraction": "0.5",
-    "--normalize-observations": "",
-    "--eval-episodes": "10",
-    "--eval-every": "1000",
-    "--log-every": "250",
-    "--threads": "1",
-}
+OPTIONS = """
+    --env Hopper-v5 --normalize-observations --batch-size 128 --offline-fraction 0.5 --policy-lr 3e-4
+    --net.policy-hidden 128 128 --net.critic-hidden 128 128 --cql.actions 4 --cql.alpha 0.1
+    --eval-episodes 10 --eval-every 1000 --log-every 250 --threads 1
+"""
 
 
 def embedded_dataset() -> Path:
@@ -46,41 +33,22 @@ def embedded_dataset() -> Path:
 
 def demo(args: DemoArgs) -> int:
     """Run both arms for each seed, two processes at a time, then print the comparison and write the report."""
-    if args.offline_steps < 1 or args.online_steps < 1:
-        raise ConfigError(
-            f"offline_steps, online_steps: got {args.offline_steps}, {args.online_steps}, expected 1 or more"
-        )
+    for name in ("offline_steps", "online_steps", "seeds"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"{name}: got {getattr(args, name)}, expected 1 or more")
+    check_folder(args.out)
     started = time.monotonic()
     print(
-        f"Hopper-v5, {args.algo}: {args.offline_steps} updates on the embedded dataset, then {args.online_steps} "
-        f"environment steps, without and with the bonus; seeds {', '.join(map(str, args.seeds))}.\n"
+        f"Hopper-v5, {args.algo}, {args.seeds} seeds: {args.offline_steps} updates on the embedded dataset, then "
+        f"{args.online_steps} environment steps, without and with the bonus.\n"
         "A small demonstration: small networks, few steps, few seeds. Its scores say that the pipeline learns, not "
         "which arm is better."
     )
-    arms = {
-        args.out / f"{args.algo}-{bonus}-seed{seed}": (bonus, seed) for seed in args.seeds for bonus in ("none", "qcse")
-    }
-    args.out.mkdir(parents=True, exist_ok=True)
-    waiting = [(out, _command(args, out, bonus, seed)) for out, (bonus, seed) in arms.items()]
-    steps = args.offline_steps + args.online_steps
-    running: dict[Path, subprocess.Popen] = {}
-    try:
-        with tqdm(total=steps * len(arms), unit="step", desc="training") as bar:
-            while waiting or running:
-                while waiting and len(running) < min(2, os.cpu_count() or 1):
-                    out, command = waiting.pop(0)
-                    running[out] = _start(out, command)
-                time.sleep(0.5)
-                for out, process in list(running.items()):
-                    if process.poll() is not None:
-                        del running[out]
-                        _check(out, process.returncode)
-                bar.n = sum(_progress(out) for out in arms)
-                bar.refresh()
-    finally:
-        for process in running.values():
-            process.terminate()  # it saves its checkpoint; the next `qcse demo` continues there
-            process.wait()
+    options = [*OPTIONS.split(), "--algo", args.algo, "--dataset", str(embedded_dataset()), "--seeds", str(args.seeds)]
+    options += ["--offline-steps", str(args.offline_steps), "--online-steps", str(args.online_steps)]
+    arms = {args.out / f"{args.algo}-{bonus}": bonus for bonus in ("none", "qcse")}
+    runs = {out: [*options, "--bonus", bonus] for out, bonus in arms.items()}
+    run_all(runs, args.offline_steps + args.online_steps, workers=min(2, os.cpu_count() or 1))
     _table(arms)
     print(report(list(arms), args.out))
     print(
@@ -91,54 +59,15 @@ def demo(args: DemoArgs) -> int:
     return 0
 
 
-def _command(args: DemoArgs, out: Path, bonus: str, seed: int) -> list[str]:
-    command = [sys.executable, "-P", "-m", "qcse", "train"]  # -P: the installed package, not the folder we stand in
-    if (out / "config.json").exists():
-        return [*command, "--resume", str(out)]
-    options = OPTIONS | {
-        "--algo": args.algo,
-        "--dataset": str(embedded_dataset()),
-        "--bonus": bonus,
-        "--seed": str(seed),
-        "--offline-steps": str(args.offline_steps),
-        "--online-steps": str(args.online_steps),
-        "--out": str(out),
-    }
-    return command + [word for name, value in options.items() for word in (name, *value.split())]
-
-
-def _start(out: Path, command: list[str]) -> subprocess.Popen:
-    with open(out.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-
-
-def _check(out: Path, code: int) -> None:
-    if code != 0:
-        log = out.with_suffix(".log")
-        last = "\n".join(log.read_text(errors="replace").strip().splitlines()[-5:])
-        raise QcseError(f"the run {out} ended with exit code {code}; the end of {log}:\n{last}")
-
-
-def _rows(out: Path, name: str) -> list[dict[str, str]]:
-    path = out / name
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _progress(out: Path) -> int:
-    rows = _rows(out, "train.csv")
-    return int(rows[-1]["step"]) if rows else 0
-
-
-def _table(arms: dict[Path, tuple[str, int]]) -> None:
+def _table(arms: dict[Path, str]) -> None:
     """Scores of the untrained, the offline and the fine-tuned policy of each run."""
     print("\nnormalised score (0: random policy, 100: expert; D4RL's constants)")
     print(f"{'bonus':<8}{'seed':>5}{'untrained':>12}{'offline':>10}{'fine-tuned':>12}{'best online':>13}")
-    for out, (bonus, seed) in arms.items():
-        rows = [(r["phase"], float(r["normalized_score"])) for r in _rows(out, "eval.csv")]
-        offline = [score for phase, score in rows if phase == "offline"]
-        online = [score for phase, score in rows if phase == "online"]
-        print(f"{bonus:<8}{seed:>5}{offline[0]:>12.1f}{offline[-1]:>10.1f}{online[-1]:>12.1f}{max(online):>13.1f}")
+    for out, bonus in arms.items():
+        for folder in run_folders(out):
+            scores = [(row["phase"], float(row["normalized_score"])) for row in rows(folder / "eval.csv")]
+            offline = [score for phase, score in scores if phase == "offline"]
+            online = [score for phase, score in scores if phase == "online"]
+            figures = f"{offline[0]:>12.1f}{offline[-1]:>10.1f}{online[-1]:>12.1f}{max(online):>13.1f}"
+            print(f"{bonus:<8}{folder.name.removeprefix('seed') if folder != out else 0:>5}{figures}")
     print()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 
 # package -> what it is needed for, and the remedy
 PACKAGES = {
@@ -15,11 +17,13 @@ PACKAGES = {
     "tyro": ("the command line", "pip install 'qcse[train]'"),
     "tensorboard": ("event files", "pip install 'qcse[train]'"),
     "matplotlib": ("reports", "pip install 'qcse[train]'"),
+    "tqdm": ("progress bars", "pip install 'qcse[train]'"),
 }
 
 
-def doctor() -> int:
+def doctor(argv: Sequence[str] = ()) -> int:
     """Print the findings; 0 where training can run, 1 where something that it needs is missing."""
+    argparse.ArgumentParser(prog="qcse doctor", description="What is installed, built, and missing.").parse_args(argv)
     problems = 0
 
     def line(ok: bool, what: str, found: str, remedy: str = "") -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .datasets import REFERENCE_SCORES, task_family
 from .errors import QcseError
 from .files import atomic_path
+from .stats import improvement_interval, interquartile_mean, probability_of_improvement, steps_to
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; grey is left to what has no bonus.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#8C564B")
@@ -111,6 +112,11 @@ class Run:
         if first == len(self.steps) or len(steps) < 2:
             return math.nan
         return float(((values[1:] + values[:-1]) / 2.0 * np.diff(steps)).sum() / (steps[-1] - steps[0]))
+
+    def online_steps_to(self, threshold: float) -> float:
+        """Online steps until the value reaches the threshold: 0 at the end of the offline phase, infinity: never."""
+        curve = self.steps >= self.offline_steps
+        return steps_to(self.steps[curve] - self.offline_steps, self.values[curve], threshold)
 
     @property
     def last_error(self) -> float:
@@ -313,7 +319,9 @@ def _settings(run: Run) -> dict[str, Any]:
 
 # The table.
 
-COLUMNS = ("environment", "method", "seeds", "offline end", "last", "best", "area", "minutes")
+COLUMNS = ("environment", "method", "seeds", "offline end", "last", "best", "area", "regret", "steps to", "minutes")
+ACROSS_COLUMNS = ("method", "runs", "environments", "IQM of last", "IQM of area", "better than without bonus")
+THRESHOLD = 0.9  # 'steps to': this share of the best mean score that any method ends with
 
 
 def table_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
@@ -324,6 +332,8 @@ def table_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
         seeds = ", ".join(str(run.seed) + ("" if run.finished else "*") for run in runs)
         error = runs[0].last_error if len(runs) == 1 else math.nan
         minutes = np.mean([run.wall_seconds for run in runs]) / 60.0
+        best_end = max(float(np.mean([run.last for run in g.runs])) for g in groups if g.env == group.env)
+        reached = [run.online_steps_to(THRESHOLD * best_end) for run in runs]
         rows.append(
             (
                 group.env,
@@ -333,21 +343,54 @@ def table_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
                 _spell([run.last for run in runs], error),
                 _spell([run.best for run in runs]),
                 _spell([run.area for run in runs]),
+                _spell([1.0 - run.area / 100.0 for run in runs if run.unit == "normalised score"], digits=3),
+                f"{np.median(reached):,.0f}" if np.isfinite(np.median(reached)) else "never",
                 f"{minutes:.1f}",
             )
         )
     return rows
 
 
-def _spell(values: Sequence[float], error: float = math.nan) -> str:
+def across_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
+    """One row per method that has several runs, in the order of ACROSS_COLUMNS: statistics over seeds and environments.
+
+    Environments are strata. 'Better than without bonus' is the probability that a run of this method ends higher than
+    one of the same algorithm without a bonus, over the environments that have both.
+    """
+    methods: dict[str, dict[str, list[Run]]] = {}
+    for group in groups:
+        methods.setdefault(group.label, {}).setdefault(group.env, []).extend(group.runs)
+    rows: list[tuple[str, ...]] = []
+    for label, by_env in methods.items():
+        runs = [run for members in by_env.values() for run in members]
+        if len(runs) < 2:
+            continue
+        last = [np.array([run.last for run in members]) for members in by_env.values()]
+        area = [np.array([run.area for run in members]) for members in by_env.values()]
+        cells = []
+        for strata in (last, area):
+            low, high = stratified_bootstrap(strata, lambda values: interquartile_mean(values))
+            cells.append(f"{interquartile_mean(np.concatenate(strata)):.1f} [{low:.1f}, {high:.1f}]")
+        plain = methods.get(str(runs[0].config["algo"]), {}) if runs[0].config["bonus.kind"] != "none" else {}
+        shared = [env for env in by_env if env in plain]
+        improvement = "-"
+        if shared:
+            ours, theirs = ([[run.last for run in side[env]] for env in shared] for side in (by_env, plain))
+            low, high = improvement_interval(ours, theirs)
+            improvement = f"{probability_of_improvement(ours, theirs):.2f} [{low:.2f}, {high:.2f}]"
+        rows.append((label, str(len(runs)), str(len(by_env)), *cells, improvement))
+    return rows
+
+
+def _spell(values: Sequence[float], error: float = math.nan, digits: int = 1) -> str:
     known = np.array([value for value in values if not math.isnan(value)])
     if len(known) == 0:
         return "-"
-    text = f"{known.mean():.1f}"
+    text = f"{known.mean():.{digits}f}"
     if len(known) > 1:
         low, high = stratified_bootstrap([known])
-        return f"{text} [{low:.1f}, {high:.1f}]"
-    return text if math.isnan(error) else f"{text} ± {error:.1f}"
+        return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+    return text if math.isnan(error) else f"{text} ± {error:.{digits}f}"
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:
@@ -362,8 +405,15 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         notes.append(f"{', '.join(plain)}: no reference score, so undiscounted returns.")
     notes.append(
         "Offline end: the last evaluation before the first online step. Last: the last one of all. Best: the best of "
-        "the online phase. Area: mean along the online curve from the offline end on (trapezoid)."
+        "the online phase. Area: mean along the online curve from the offline end on (trapezoid). Regret: 1 - area / "
+        f"100. Steps to: online steps until {THRESHOLD:.0%} of the best mean score that a method ends with there "
+        "(median over seeds)."
     )
+    if across_rows(groups):
+        notes.append(
+            "IQM: mean of the middle half of all runs. Better than without bonus: probability that a run ends higher "
+            "than one of the same algorithm without a bonus. Intervals: 95 %, stratified bootstrap (arXiv 2108.13264)."
+        )
     if any(len(group.runs) > 1 for group in groups):
         notes.append(
             f"[low, high]: 95 % bootstrap interval over seeds ({BOOTSTRAP_SAMPLES} samples); with fewer than five "
@@ -385,15 +435,16 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     return notes
 
 
-def _text_table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in (COLUMNS, *rows)) for i in range(len(COLUMNS))]
+def _text_table(rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS, words: int = 3) -> str:
+    """Aligned text; the first `words` columns hold words, the others numbers."""
+    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
 
     def line(cells: Sequence[str]) -> str:
-        left = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
+        left = [cell.ljust(width) for cell, width in zip(cells[:words], widths[:words], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(cells[words:], widths[words:], strict=True)]
         return "  ".join(left + right).rstrip()
 
-    return "\n".join([line(COLUMNS), "  ".join("-" * width for width in widths), *(line(row) for row in rows)])
+    return "\n".join([line(columns), "  ".join("-" * width for width in widths), *(line(row) for row in rows)])
 
 
 # The pictures.
@@ -547,7 +598,16 @@ def _html(groups: Sequence[Group], rows: Sequence[Sequence[str]], pictures: Sequ
         swatch = f"<span class='swatch' style='background:{group.colour}'></span>"
         cells = [f"<td{_numeric(i)}>{swatch if i == 1 else ''}{escape(cell)}</td>" for i, cell in enumerate(row)]
         parts.append(f"<tr>{''.join(cells)}</tr>")
-    parts.append("</table></div>\n<ul class='notes'>")
+    parts.append("</table></div>")
+    across = across_rows(groups)
+    if across:
+        head = "".join(f"<th{_numeric(i + 2)}>{escape(name)}</th>" for i, name in enumerate(ACROSS_COLUMNS))
+        parts.append(f"<h2>Across seeds and environments</h2>\n<div class='wide'><table>\n<tr>{head}</tr>")
+        for row in across:
+            cells = [f"<td{_numeric(i + 2)}>{escape(cell)}</td>" for i, cell in enumerate(row)]
+            parts.append(f"<tr>{''.join(cells)}</tr>")
+        parts.append("</table></div>")
+    parts.append("<ul class='notes'>")
     parts += [f"<li>{escape(note)}</li>" for note in _notes(groups)]
     parts.append("</ul>")
     for heading, alternative, path in pictures:
@@ -670,7 +730,10 @@ def report(dirs: Sequence[Path], out: Path) -> str:
     except OSError as error:
         raise ReportError(f"report: {out} cannot be written ({error}); choose another folder") from error
     written = [page, *(path for _, _, path in pictures)]
-    return "\n".join([_text_table(rows), "", *_notes(groups), "", *(f"wrote {path}" for path in written)])
+    tables = [_text_table(rows)]
+    if across := across_rows(groups):
+        tables += ["", _text_table(across, ACROSS_COLUMNS, words=1)]
+    return "\n".join([*tables, "", *_notes(groups), "", *(f"wrote {path}" for path in written)])
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
+import os
 import signal
 import sys
 import time
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from . import checkpoint
 from .agents import AGENTS
 from .agents.sac import SAC
-from .buffer import NO_RETURN, Batch, ReplayBuffer
+from .buffer import NO_RETURN, ReplayBuffer
 from .config import TrainConfig, differences, from_dict, to_dict, validate
 from .datasets import Transitions, load_dataset, monte_carlo_returns, normalized_score
 from .envs import EpisodeRecorder, EvalResult, Evaluator, check_compatible, make_env, task_for
@@ -36,6 +37,8 @@ from .log import RunLog, machine_facts, write_json
 from .reward import IntrinsicReward
 from .streams import Streams
 
+MAY_MOVE = ("dataset",)  # options that may change from one part of a run to the next: the file is known by its content
+HOST = ("device", "threads")  # those that evaluation may choose anew
 EVALUATION_SEED = 1_000_000  # evaluation episode i starts from this + 1000 * seed + i, at every evaluation
 
 
@@ -45,6 +48,8 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("neither a CPU nor a CUDA device")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -67,6 +72,13 @@ def keep_freed_memory() -> None:
             mallopt(option, megabytes << 20)
 
 
+class RunInterrupted(Exception):
+    """Ctrl-C or SIGTERM ended the run at a step; its checkpoint is written."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped at step {step}")
+
+
 class Trainer:
     """One run: everything that its configuration names, built; `run()` trains to the end.
 
@@ -77,6 +89,7 @@ class Trainer:
         wrap_env: applied to each training environment, for example to record what happens in it.
         stop_at_return: end the run after an evaluation with at least this mean return.
         quiet: no progress bar and no lines.
+        learns: False builds what evaluation needs only: neither dataset nor buffers.
     """
 
     def __init__(
@@ -87,6 +100,7 @@ class Trainer:
         wrap_env: Callable[[gym.Env], gym.Env] = lambda env: env,
         stop_at_return: float | None = None,
         quiet: bool = False,
+        learns: bool = True,
     ) -> None:
         validate(config)
         keep_freed_memory()
@@ -98,7 +112,9 @@ class Trainer:
         self.task = task_for(config.env)
         self.seeds = list(range(config.seed, config.seed + config.seeds))
         self.envs = [EpisodeRecorder(wrap_env(make_env(config.env))) for _ in self.seeds]
-        self.data = load_dataset(config.dataset, progress=not quiet) if config.dataset is not None else None
+        self.learns = learns
+        given = config.dataset if learns else None
+        self.data = None if given is None else load_dataset(given, progress=not quiet)
         if self.data is not None:
             check_compatible(self.envs[0].env, self.data)
         observation_space, action_space = self.envs[0].env.observation_space, self.envs[0].env.action_space
@@ -109,8 +125,14 @@ class Trainer:
         self.reward = IntrinsicReward(config.bonus, self.state_dim, len(self.seeds), config.reward_scale, self.device)
         self.mean, self.spread = self._observation_scale()
         dataset = None if self.data is None else self._dataset_columns(self.data)
-        capacity = min(config.online_buffer, max(config.online_steps, 1))
-        self.buffer = ReplayBuffer(dataset, len(self.seeds), capacity, self.state_dim, self.action_dim, self.device)
+        capacity = min(config.online_buffer, max(config.online_steps, 1)) if learns else 1
+        try:
+            self.buffer = ReplayBuffer(dataset, len(self.seeds), capacity, self.state_dim, self.action_dim, self.device)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"online_buffer: {capacity:,} transitions for {len(self.seeds)} seeds do not fit in memory "
+                f"({str(error).splitlines()[0]}); expected fewer"
+            ) from None
         self.fingerprint = "" if self.data is None else self.data.fingerprint()
         self.data_facts = {}
         if self.data is not None:
@@ -121,6 +143,7 @@ class Trainer:
         self.step = 0
         self.total_steps = config.offline_steps + config.online_steps
         self.evaluated_at = -1
+        self.pending = 0  # updates that the latest environment step still calls for
         self.wall_before = 0.0
         self.metric_sums: dict[str, Tensor] = {}
         self.metric_count = 0
@@ -131,7 +154,7 @@ class Trainer:
         self.last_return = [float("nan")] * len(self.seeds)
         self.last_length = [float("nan")] * len(self.seeds)
         self.evaluator: Evaluator | None = None
-        self.last_score = float("nan")
+        self.last_score = self.last_return_mean = float("nan")  # of the latest evaluation, over all seeds
         self._interrupted = False
         self._resumed: dict[str, Any] | None = None
         if state is not None:
@@ -174,10 +197,11 @@ class Trainer:
 
     @property
     def phase(self) -> str:
+        """Of the step that was done last; before the first one, the phase that the run begins with."""
         return "offline" if self.step <= self.config.offline_steps and self.config.offline_steps > 0 else "online"
 
     def run(self) -> None:
-        """Train until the last step; on Ctrl-C or SIGTERM save, say how to resume, and exit with code 130."""
+        """Train until the last step; on Ctrl-C or SIGTERM save and raise RunInterrupted."""
         if self.finished:
             return
         config = self.config
@@ -190,24 +214,25 @@ class Trainer:
             if resumed is None:
                 write_json(folder / "config.json", to_dict(dataclasses.replace(config, seed=seed, seeds=seeds)))
             write_json(folder / "machine.json", facts)
-        log_rows = resumed["log_rows"] if resumed else [None] * len(self.seeds)
+        # Without a checkpoint the run starts anew; what it had logged before it was stopped is cut.
+        log_rows = resumed["log_rows"] if resumed else [{"train_rows": 0, "eval_rows": 0}] * len(self.seeds)
         self.logs = [RunLog(folder, resume_rows=rows) for folder, rows in zip(self.folders, log_rows, strict=True)]
         if resumed is not None:  # what was written after the checkpoint will be written again
             checkpoint.drop_segments(self.out, resumed["buffer"])
         self.started = self.saved_at = time.monotonic()
         self.speed_mark = (time.monotonic(), self.step)
         with self._interruptible(), self._progress() as bar:
-            if resumed is None:
+            if self.step == 0:  # a resumed run, too, may not have got beyond its first evaluation
+                if config.offline_steps == 0 and not self.reward.online:
+                    self.reward.start_online(self.agent)
                 self._save()
                 self._evaluate(bar)
-                if config.offline_steps == 0:
-                    self.reward.start_online(self.agent)
                 self._save()
             while not self.finished:
                 if self.step < config.offline_steps:
                     self._update()
                 else:
-                    self._online_step()
+                    self._online_step(bar)
                 self.step += 1
                 bar.update(1)
                 self._boundary(bar)
@@ -234,14 +259,28 @@ class Trainer:
         evaluate = step % config.eval_every == 0 or phase_end or self.finished
         if evaluate:
             self._evaluate(bar)
-        if evaluate or self._interrupted or time.monotonic() - self.saved_at >= config.checkpoint_seconds:
+        if evaluate:
+            self._save()
+        self._save_if_due(bar)
+
+    def _save_if_due(self, bar: tqdm) -> None:
+        if self._interrupted or time.monotonic() - self.saved_at >= self.config.checkpoint_seconds:
             self._save()
         if self._interrupted and not self.finished:
             bar.close()
-            print(f"stopped at step {step}; continue with: qcse train --resume {self.out}", file=sys.stderr)
-            raise SystemExit(130)
+            raise RunInterrupted(self.step)
 
-    def _online_step(self) -> None:
+    def _online_step(self, bar: tqdm) -> None:
+        """One environment step and the updates that it calls for; a resumed run may be amid the latter."""
+        if self.pending == 0:
+            self._act()
+        while self.pending > 0:
+            self._update()
+            self.pending -= 1
+            if self.pending > 0:  # after an episode there may be a thousand
+                self._save_if_due(bar)
+
+    def _act(self) -> None:
         config = self.config
         taken = self.step - config.offline_steps
         if taken == 0:
@@ -258,9 +297,7 @@ class Trainer:
         updates = config.updates_per_step
         if config.update_after == "episode":  # the first seed's episodes; there is one environment a seed
             updates *= int(self.last_length[0]) if self.envs[0].episode_length == 0 else 0
-        if self.buffer.size >= max(config.learning_starts, 1):
-            for _ in range(updates):
-                self._update()
+        self.pending = updates if self.buffer.added >= max(config.learning_starts, 1) else 0
 
     def _environment_step(self, observations: np.ndarray, actions: np.ndarray) -> None:
         config = self.config
@@ -300,14 +337,17 @@ class Trainer:
         index = torch.tensor(slots[-kept:], device=self.device)
         end, bootstrap = np.zeros(len(rewards), bool), np.ones(len(rewards), np.float32)
         end[-1], bootstrap[-1] = True, float(not terminal)
+        returns = self._monte_carlo_returns(rewards, end, bootstrap)
         if calibration == "return_with_bonus" and self.reward.active:
             rows = (index + self.buffer.dataset_size).expand(len(self.seeds), kept)
             if config.bonus.when == "store":
                 bonus = self.buffer.gather(rows).bonus
             else:
                 bonus = self.reward.of_stored(rows, self.agent, self.buffer, self.streams, learn=False)
-            rewards[-kept:] += self.reward.weight * bonus[s].cpu().numpy()
-        returns = self._monte_carlo_returns(rewards, end, bootstrap)[-kept:]
+            weighted = np.zeros_like(rewards)
+            weighted[-kept:] = self.reward.weight * bonus[s].cpu().numpy()
+            returns = returns + monte_carlo_returns(weighted, end, bootstrap, config.discount)
+        returns = returns[-kept:]
         self.buffer.online["returns"][s, index] = torch.from_numpy(returns).to(self.device)
 
     def _update(self) -> None:
@@ -316,6 +356,8 @@ class Trainer:
         metrics: dict[str, Tensor] = {}
         if self.reward.active and (self.reward.online or config.bonus.transitions == "all"):
             metrics |= self.reward.add_to(batch, self.agent, self.buffer, self.streams)
+        if self.step >= config.offline_steps and config.cql.calibration_online == "off":
+            batch.returns = torch.full_like(batch.returns, NO_RETURN)  # the dataset's rows are not bounded either
         noise = self.agent.draw_noise(self.streams, config.batch_size)
         metrics |= self.agent.update(batch, noise)
         if self.metric_sums:
@@ -324,22 +366,22 @@ class Trainer:
         else:
             self.metric_sums = metrics
         self.metric_count += 1
-        if self.device.type == "cpu":  # on a GPU this would wait for the device; there it is checked when logging
-            self._check_finite(metrics, batch, noise)
-        else:
-            self._last_batch = (batch, noise)
+        self._latest = (batch, noise)
+        if self.device.type == "cpu":  # on a GPU this would wait for the device: there, before each row and checkpoint
+            self._check_finite(metrics)
 
-    def _check_finite(self, metrics: dict[str, Tensor], batch: Batch, noise: dict[str, Tensor]) -> None:
+    def _check_finite(self, metrics: dict[str, Tensor]) -> None:
         losses = {name: value for name, value in metrics.items() if name.startswith("loss/")}
-        if bool(torch.isfinite(torch.stack(list(losses.values()))).all()):
+        if not losses or bool(torch.isfinite(torch.stack(list(losses.values()))).all()):
             return
+        batch, noise = self._latest
         path = self.out / "nonfinite_batch.pt"
         values = {name: value.tolist() for name, value in losses.items()}
         arrays = {"batch": batch.state_dict(), "noise": {name: value.cpu() for name, value in noise.items()}}
         checkpoint.save(path, arrays | {"step": self.step, "losses": values})
         bad = ", ".join(f"{name} = {value}" for name, value in values.items())
         raise NonFiniteLossError(
-            f"step {self.step} ({self.phase}): a loss is not finite ({bad}); expected finite losses. The batch is in "
+            f"step {self.step + 1}: a loss is not finite ({bad}); expected finite losses. The batch is in "
             f"{path}, the last good state in {self.out / checkpoint.NAME}. Try smaller learning rates "
             "(--critic-lr, --policy-lr), a smaller --reward-scale, or look at the dataset's rewards"
         )
@@ -353,8 +395,7 @@ class Trainer:
         now = time.monotonic()
         seconds, steps = now - self.speed_mark[0], self.step - self.speed_mark[1]
         self.speed_mark = (now, self.step)
-        if self.metric_count > 0 and self.device.type != "cpu":
-            self._check_finite(self.metric_sums, *self._last_batch)
+        self._check_finite(self.metric_sums)
         means = {name: (total / self.metric_count).tolist() for name, total in self.metric_sums.items()}
         self.metric_sums, self.metric_count = {}, 0
         for s, log in enumerate(self.logs):
@@ -372,6 +413,7 @@ class Trainer:
         result = self.evaluate(self.evaluator, [EVALUATION_SEED + 1000 * seed for seed in self.seeds])
         scores = normalized_score(self.task.family, result.returns)
         self.evaluated_at, mean = self.step, float(result.returns.mean())
+        self.last_return_mean = mean
         self.last_score = mean if np.isnan(scores).any() else float(scores.mean())
         for s, log in enumerate(self.logs):
             part = slice(s * episodes, (s + 1) * episodes)
@@ -439,6 +481,7 @@ class Trainer:
     # State.
 
     def _save(self) -> None:
+        self._check_finite(self.metric_sums)
         self.saved_at = time.monotonic()
         # Monte-Carlo returns of the running episodes are still to be filled in.
         settled = self.buffer.added - max(len(slots) for slots in self.episode_slots)
@@ -462,15 +505,33 @@ class Trainer:
                 "metrics": {"sums": self.metric_sums, "count": self.metric_count},
                 "log_rows": [log.state() for log in self.logs],
                 "evaluated_at": self.evaluated_at,
+                "pending": self.pending,
                 "total_steps": self.total_steps,
                 "wall_seconds": self._wall(),
                 "threads": torch.get_num_threads(),
                 "dataset": self.fingerprint,
+                "observation_scale": [torch.from_numpy(self.mean), torch.from_numpy(self.spread)],
             },
         )
         checkpoint.drop_segments(self.out, buffer)
 
     def _load(self, state: dict[str, Any]) -> None:
+        mean, spread = state["observation_scale"]
+        self.mean, self.spread = mean.cpu().numpy(), spread.cpu().numpy()
+        stored = from_dict(json.loads(state["config"]))
+        changed = [
+            d for d in differences(stored, self.config) if d[0] not in (*MAY_MOVE, *(() if self.learns else HOST))
+        ]
+        if changed:
+            listing = "; ".join(f"{name}: {a!r} when it started, {b!r} now" for name, a, b in changed)
+            raise CheckpointError(
+                f"{self.out / 'config.json'} does not fit the checkpoint beside it ({listing}); restore it, or start a "
+                "new run with another --out"
+            )
+        self.step = state["step"]
+        self.agent.load_state_dict(state["agent"])
+        if not self.learns:
+            return
         if state["dataset"] != self.fingerprint:
             raise CheckpointError(
                 f"dataset: {self.config.dataset} has changed since this run started (fingerprint {self.fingerprint!r}, "
@@ -483,16 +544,16 @@ class Trainer:
                 f"same. Set --threads when starting a run to fix their number.",
                 file=sys.stderr,
             )
-        self.step, self.evaluated_at = state["step"], state["evaluated_at"]
+        self.step, self.evaluated_at, self.pending = state["step"], state["evaluated_at"], state["pending"]
         self.total_steps, self.wall_before = state["total_steps"], state["wall_seconds"]
-        self.agent.load_state_dict(state["agent"])
         self.reward.load_state_dict(state["reward"], self.agent)
         checkpoint.load_buffer(self.out, self.buffer, state["buffer"])
         self.streams.load_state_dict(state["streams"])
         episodes = state["episodes"]
         self.episode_slots, self.episode_rewards = episodes["slots"], episodes["rewards"]
         self.last_return, self.last_length = episodes["last_return"], episodes["last_length"]
-        self.metric_sums, self.metric_count = state["metrics"]["sums"], state["metrics"]["count"]
+        self.metric_sums = {name: value.to(self.device) for name, value in state["metrics"]["sums"].items()}
+        self.metric_count = state["metrics"]["count"]
         self._resumed = {"log_rows": state["log_rows"], "buffer": {"segments": state["buffer"]["segments"]}}
         if not self.finished:
             for env, env_state in zip(self.envs, state["environments"], strict=True):
@@ -507,14 +568,17 @@ def prepare_out(config: TrainConfig) -> Path:
         raise ConfigError(
             f"out: {out} already holds a run; continue it with `qcse train --resume {out}`, or name another --out"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        culprit = next((p for p in (out, *out.parents) if p.exists() and not p.is_dir()), out)
-        raise ConfigError(f"out: {out} cannot be a folder, because {culprit} is a file; name another --out") from None
-    except OSError as error:
-        raise ConfigError(f"out: {out} cannot be created ({error.strerror}); name another --out") from None
+    check_folder(out)
     return out
+
+
+def check_folder(out: Path) -> None:
+    """ConfigError where a folder could not be made or written; nothing is made."""
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"out: {out} cannot be a folder, because {nearest} is a file; name another --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"out: {out} cannot be made, because {nearest} may not be written; name another --out")
 
 
 def stored_config(out: Path) -> TrainConfig:
@@ -530,19 +594,26 @@ def stored_config(out: Path) -> TrainConfig:
         ) from None
 
 
-def load_run(out: Path) -> tuple[Trainer, int]:
-    """The trainer of an existing run folder, at its checkpoint, and which of its seeds the folder belongs to."""
-    config = stored_config(out)
-    group = out.parent
-    if not (out / checkpoint.NAME).exists() and (group / checkpoint.NAME).exists():
-        whole = stored_config(group)  # one of several seeds that were trained together
-        return Trainer(whole, group, checkpoint.load(group / checkpoint.NAME), quiet=True), config.seed - whole.seed
-    return Trainer(config, out, checkpoint.load(out / checkpoint.NAME), quiet=True), 0
+def group_of(out: Path) -> Path | None:
+    """The folder that holds the checkpoint of this run folder, where several seeds were trained together."""
+    group = out.absolute().parent
+    alone = (out / checkpoint.NAME).exists() or not (group / checkpoint.NAME).exists()
+    return None if alone else group
+
+
+def load_policy(out: Path, device: str = "auto", threads: int | None = None) -> tuple[Trainer, int]:
+    """A run folder's policy at its checkpoint, in a trainer that can evaluate but not learn, and which of its seeds
+    the folder belongs to. Neither the dataset nor the device that it was trained on is needed."""
+    own, group = stored_config(out), group_of(out)
+    folder = out if group is None else group
+    config = dataclasses.replace(stored_config(folder), device=device, threads=threads)
+    state = checkpoint.load(folder / checkpoint.NAME)
+    return Trainer(config, folder, state, quiet=True, learns=False), own.seed - config.seed
 
 
 def refuse_contradictions(stored: TrainConfig, asked: TrainConfig, out: Path) -> None:
     """ConfigError where a resumed run was asked for something else than what it was started with."""
-    changed = [d for d in differences(stored, asked) if d[0] != "out"]
+    changed = [d for d in differences(stored, asked) if d[0] not in ("out", *MAY_MOVE)]
     if asked.out is not None and stored.out != asked.out and asked.out.resolve() != out.resolve():
         changed.append(("out", str(out), str(asked.out)))
     if changed:

@@ -160,6 +160,18 @@ def test_errors_name_the_argument(name: str, change, message: str) -> None:
         conservative_loss(**p)
 
 
+def test_values_carry_no_gradient_and_the_loss_one_to_the_parameters_only() -> None:
+    p = problem(7)
+    for tensor in (p["states"], p["actions"], p["target"], p["bound"], *p["weights"], *p["biases"]):
+        tensor.requires_grad_(True)
+    assert not critic_values(p["states"], p["actions"], p["weights"], p["biases"]).requires_grad
+    loss, statistics = conservative_loss(**p)
+    assert loss.requires_grad and not any(value.requires_grad for value in statistics.values())
+    loss.sum().backward()
+    assert all(t.grad is None for t in (p["states"], p["actions"], p["target"], p["bound"]))
+    assert all(t.grad is not None for t in (*p["weights"], *p["biases"]))
+
+
 def test_opcheck() -> None:
     p = problem(6)
     net = (p["states"], p["actions"], p["weights"], p["biases"])

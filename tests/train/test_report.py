@@ -20,6 +20,7 @@ from qcse.report import (
     COLUMNS,
     DIAGNOSTICS,
     ReportError,
+    across_rows,
     draw_bonus,
     group_runs,
     read_run,
@@ -87,7 +88,7 @@ def test_the_figures_of_one_run(tmp_path: Path) -> None:
     assert run.area == pytest.approx(((20 + 60) / 2 * 50 + (60 + 40) / 2 * 50) / 100)
     assert run.last_error == pytest.approx(2.0 / math.sqrt(4))  # spread 2 points, 4 episodes
     (row,) = table_rows(group_runs([run]))
-    assert row == ("Hopper-v5", "cal_ql", "0", "20.0", "40.0 ± 1.0", "60.0", "45.0", "4.0")
+    assert row == ("Hopper-v5", "cal_ql", "0", "20.0", "40.0 ± 1.0", "60.0", "45.0", "0.550", "50", "4.0")
 
 
 def test_online_only_and_offline_only_runs(tmp_path: Path) -> None:
@@ -96,8 +97,21 @@ def test_online_only_and_offline_only_runs(tmp_path: Path) -> None:
     assert math.isnan(a.offline_end) and a.area == pytest.approx((15 * 50 + 40 * 50) / 100) and a.best == 60.0
     b = read_run(make_run(tmp_path / "b", CURVE[:3], offline=100, online=0))
     assert b.offline_end == 20.0 and math.isnan(b.area) and b.best == 30.0 and b.finished
-    (_, _, _, offline, _, _, area, _), _ = table_rows(group_runs([a, b]))[::-1]
-    assert (offline, area) == ("-", "27.5")
+    (_, _, _, offline, _, _, area, regret, steps, _), _ = table_rows(group_runs([a, b]))[::-1]
+    assert (offline, area, regret, steps) == ("-", "27.5", "0.725", "100")
+
+
+def test_statistics_across_seeds_and_environments(tmp_path: Path) -> None:
+    runs = []
+    for env in ("Hopper-v5", "Ant-v5"):
+        for bonus, gain in (("none", 0.0), ("qcse", 10.0)):
+            for seed in range(4):
+                curve = [(step, phase, value + gain + seed) for step, phase, value in CURVE]
+                runs.append(read_run(make_run(tmp_path / f"{env}{bonus}{seed}", curve, env, bonus=bonus, seed=seed)))
+    plain, bonus = across_rows(group_runs(runs))
+    assert plain[:3] == ("cal_ql", "8", "2") and bonus[0] == "cal_ql + qcse"
+    assert plain[3].startswith("41.5 [") and bonus[3].startswith("51.5 [") and plain[5] == "-"
+    assert bonus[5] == "1.00 [1.00, 1.00]"
 
 
 def test_returns_where_there_is_no_reference(tmp_path: Path) -> None:
@@ -207,7 +221,8 @@ def test_the_whole_report(tmp_path: Path) -> None:
     }
     lines = text.splitlines()
     assert all(name in lines[0] for name in COLUMNS) and lines[2].startswith("Ant-v5")
-    assert sum("cal_ql + qcse" in line for line in lines) == 2 and f"wrote {out / 'report.html'}" in text
+    # once for each environment, once across both
+    assert sum("cal_ql + qcse" in line for line in lines) == 3 and f"wrote {out / 'report.html'}" in text
     page = Page()
     page.feed((out / "report.html").read_text(encoding="utf-8"))
     assert page.open == []

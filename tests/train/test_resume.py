@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import signal
@@ -15,6 +16,8 @@ import torch
 from conftest import QUICK, qcse_command
 
 from qcse import checkpoint
+from qcse.config import preset
+from qcse.train import Trainer
 
 
 def options(algo: str, env: str, data: Path, offline: int, online: int, out: Path) -> list[object]:
@@ -110,6 +113,98 @@ def test_seeds_trained_together_resume_as_well(hopper_data: Path, tmp_path: Path
     assert refused.returncode == 1 and "seed1" in refused.stderr
     assert '"step": 160' in qcse("eval", whole / "seed1", "--episodes", 1, "--json", check=True).stdout
     assert qcse("report", whole, "--out", tmp_path / "page", check=True).stdout.count("0, 1") >= 1
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["_save", "_evaluate"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_run_that_stops_around_its_first_evaluation_loses_nothing(
+    where: str, nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trainer(out: Path) -> Trainer:
+        config = preset("sac", "Hopper-v5")
+        config.net.policy_hidden = config.net.critic_hidden = (8,)
+        config.online_steps, config.random_steps, config.learning_starts, config.threads = 30, 0, 0, 1
+        config.bonus.kind, config.bonus.k, config.eval_every, config.eval_episodes = "qcse", 3, 15, 1
+        path = out / checkpoint.NAME
+        return Trainer(config, out, checkpoint.load(path) if path.exists() else None, quiet=True)
+
+    trainer(tmp_path / "whole").run()
+    calls = 0
+    original = getattr(Trainer, where)
+
+    def stops(self: Trainer, *args: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise Stop
+        original(self, *args)
+
+    monkeypatch.setattr(Trainer, where, stops)
+    with pytest.raises(Stop):
+        trainer(tmp_path / "broken").run()
+    monkeypatch.undo()
+    trainer(tmp_path / "broken").run()
+    assert results(tmp_path / "broken") == results(tmp_path / "whole") and len(results(tmp_path / "whole")) == 3
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
+
+
+def test_resume_amid_the_updates_of_an_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trainer(out: Path) -> Trainer:
+        config = preset("sac", "Hopper-v5")
+        config.net.policy_hidden = config.net.critic_hidden = (8,)
+        config.online_steps, config.random_steps, config.learning_starts, config.threads = 80, 0, 0, 1
+        config.update_after, config.eval_every, config.eval_episodes = "episode", 40, 1
+        config.checkpoint_seconds = 1e-9
+        path = out / checkpoint.NAME
+        return Trainer(config, out, checkpoint.load(path) if path.exists() else None, quiet=True)
+
+    trainer(tmp_path / "whole").run()
+    original = Trainer._update
+
+    def stops(self: Trainer) -> None:
+        if self.agent.updates == 25:
+            raise Stop
+        original(self)
+
+    monkeypatch.setattr(Trainer, "_update", stops)
+    with pytest.raises(Stop):
+        trainer(tmp_path / "broken").run()
+    monkeypatch.undo()
+    resumed = trainer(tmp_path / "broken")
+    assert resumed.agent.updates == 25 and resumed.pending > 0
+    resumed.run()
+    assert results(tmp_path / "broken") == results(tmp_path / "whole")
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
+
+
+def test_an_edited_configuration_is_refused(hopper_data: Path, tmp_path: Path, qcse) -> None:
+    out = tmp_path / "run"
+    qcse(*options("cal_ql", "Hopper-v5", hopper_data, 20, 20, out), check=True)
+    text = (out / "config.json").read_text()
+    (out / "config.json").write_text(text.replace('"discount": 0.99', '"discount": 0.5'))
+    result = qcse("train", "--resume", out)
+    assert result.returncode == 1
+    for word in ("discount", "0.99", "0.5"):
+        assert word in result.stderr
+    (out / "config.json").write_text(json.dumps(json.loads(text) | {"bonus": 3}))
+    result = qcse("train", "--resume", out)
+    assert result.returncode == 1 and "bonus is 3" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_data_may_move_and_evaluation_needs_none(hopper_data: Path, tmp_path: Path, qcse) -> None:
+    data, moved, out = tmp_path / "data.hdf5", tmp_path / "moved.hdf5", tmp_path / "run"
+    data.write_bytes(hopper_data.read_bytes())
+    kill_after(30, out, [*options("cql", "Hopper-v5", data, 60, 40, out), "--normalize-observations"])
+    data.rename(moved)
+    assert '"episodes": 1' in qcse("eval", out, "--episodes", 1, "--json", check=True).stdout
+    missing = qcse("train", "--resume", out)
+    assert missing.returncode == 1 and "data.hdf5" in missing.stderr
+    qcse("train", "--resume", out, "--dataset", moved, check=True)
+    assert results(out)[-1]["step"] == "100"
 
 
 def test_resuming_a_finished_run_changes_nothing(hopper_data: Path, tmp_path: Path, qcse) -> None:

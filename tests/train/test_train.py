@@ -17,7 +17,7 @@ from qcse.buffer import NO_RETURN, Batch, ReplayBuffer
 from qcse.config import TrainConfig, differences, from_dict, preset, to_dict, validate
 from qcse.errors import ConfigError, NonFiniteLossError
 from qcse.streams import NAMES, Streams
-from qcse.train import Trainer, load_run
+from qcse.train import Trainer, load_policy
 
 
 class Countdown(gym.Env):
@@ -55,7 +55,7 @@ def quick(algo: str, env: str = "QcseCountdown-v0", **changes: object) -> TrainC
 
 
 def test_time_limits_end_episodes_but_not_the_target(tmp_path: Path) -> None:
-    trainer = Trainer(quick("sac", random_steps=60, learning_starts=60), tmp_path, quiet=True)
+    trainer = Trainer(quick("sac", random_steps=60, learning_starts=59), tmp_path, quiet=True)
     trainer.run()
     columns, size = trainer.buffer.online, trainer.buffer.size
     assert size == 60
@@ -77,8 +77,10 @@ def test_online_returns_are_known_once_the_episode_is_over(calibration: str, hop
     trainer.run()
     columns, size = trainer.buffer.online, trainer.buffer.size
     returns, rewards = columns["returns"][0, :size], columns["rewards"][0, :size].double()
+    rows = list(csv.DictReader(open(tmp_path / "train.csv")))
     if calibration == "off":
         assert (returns == NO_RETURN).all()
+        assert float(rows[-1]["cal_ql/bound_share"]) == 0.0  # the dataset's rows are not bounded online either
         return
     running = trainer.episode_slots[0]
     known = [slot for slot in range(size) if slot not in running]
@@ -90,6 +92,29 @@ def test_online_returns_are_known_once_the_episode_is_over(calibration: str, hop
         want[slot] = rewards[slot] + (0.9 * want[slot + 1] if slot + 1 < size and chained[slot] else 0.0)
     close = torch.allclose(returns[known].double(), want[known], rtol=1e-5)
     assert close if calibration == "task_return" else not close
+
+
+def test_a_failed_episode_stays_one_when_its_bonus_counts(tmp_path: Path, hopper_data: Path) -> None:
+    """Rewards of nothing but the bias count as paid for ever; the bonus is discounted on top."""
+    config = quick("cal_ql", "Hopper-v5", dataset=hopper_data, offline_steps=1, online_steps=40, reward_scale=0.0)
+    config.reward_bias, config.cql.calibration_online = -5.0, "return_with_bonus"
+    config.bonus.kind, config.bonus.k, config.bonus.weight = "qcse", 3, 1e-3
+    trainer = Trainer(config, tmp_path, quiet=True)
+    trainer.run()
+    returns = trainer.buffer.online["returns"][0, : trainer.buffer.size]
+    assert returns[torch.isfinite(returns)].numpy() == pytest.approx(-500.0, abs=0.2)
+
+
+@pytest.mark.parametrize("update_after", ["step", "episode"])
+def test_updates_follow_steps_or_episodes(update_after: str, tmp_path: Path) -> None:
+    config = quick("sac", update_after=update_after, updates_per_step=2, learning_starts=12, online_buffer=11)
+    trainer = Trainer(config, tmp_path, quiet=True)
+    trainer.run()
+    # The buffer holds 11 transitions, fewer than learning_starts: those ever added count.
+    if update_after == "step":
+        assert trainer.agent.updates == 2 * (60 - 11)
+    else:
+        assert 2 * 30 <= trainer.agent.updates <= 2 * 60 and trainer.agent.updates % 2 == 0
 
 
 def test_phases_are_logged_and_offline_steps_touch_no_environment(hopper_data: Path, tmp_path: Path) -> None:
@@ -185,7 +210,7 @@ def test_seeds_trained_together_equal_those_trained_alone(hopper_data: Path, tmp
             assert a["step"] == b["step"] and float(a["return_mean"]) == pytest.approx(
                 float(b["return_mean"]), rel=1e-3
             )
-        run, position = load_run(folder)
+        run, position = load_policy(folder)
         assert (run.step, position) == (35, s)
     returns = [row["return_mean"] for folder in together.folders for row in csv.DictReader(open(folder / "eval.csv"))]
     assert len(set(returns)) > len(returns) / 2  # the seeds are not copies of each other
@@ -291,6 +316,7 @@ def test_presets_are_valid_and_survive_json(algo: str, env: str) -> None:
         ({"discount": 1.0}, "discount"),
         ({"batch_size": 0}, "batch_size"),
         ({"seeds": 0}, "seeds"),
+        ({"learning_starts": 60}, "learning_starts"),
         ({"seeds": 2, "update_after": "episode"}, "update_after"),
         ({"offline_fraction": 1.5}, "offline_fraction"),
         ({"bonus.k": 0}, "bonus.k"),

@@ -1,0 +1,178 @@
+"""`qcse sweep`: algorithms x bonuses x tasks x seeds, packed into batched processes, resumable; and what runs them."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from .errors import ConfigError, QcseError
+from .log import write_json
+from .report import report, run_folders
+
+if TYPE_CHECKING:
+    from .cli import SweepArgs
+
+
+# What makes a sweep; the rest of SweepArgs says how it is run.
+OPTIONS = "algos bonuses envs datasets tasks seeds first_seed batch_seeds offline_steps online_steps".split()
+
+
+def train_command(out: Path, options: Sequence[str]) -> list[str]:
+    """The command that starts the run in `out` with these options, or continues it where it has begun."""
+    command = [sys.executable, "-P", "-m", "qcse", "train"]  # -P: the installed package, not the folder we stand in
+    # The options go along with --resume, which refuses those that contradict what the run was started with.
+    return [*command, *options, *(["--resume"] if (out / "config.json").exists() else ["--out"]), str(out)]
+
+
+def run_all(runs: Mapping[Path, Sequence[str]], steps: int, workers: int) -> None:
+    """Train every run folder with its options, `workers` processes at a time, with a live line for each.
+
+    A process's output goes to <folder>.log. On an error or Ctrl-C the others are stopped; they save their checkpoints,
+    so that the same call goes on where this one stopped.
+
+    Raises:
+        QcseError: a run failed; the message holds the end of its log.
+    """
+    waiting = list(runs)
+    running: dict[Path, subprocess.Popen[bytes]] = {}
+    bars: dict[Path, tqdm[Any]] = {}
+    quiet = not sys.stderr.isatty()
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                out = waiting.pop(0)
+                out.parent.mkdir(parents=True, exist_ok=True)
+                command = train_command(out, runs[out])
+                with open(_log(out), "ab") as log:
+                    # In a session of its own: Ctrl-C reaches this process only, which then ends the others in order.
+                    running[out] = subprocess.Popen(
+                        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                    )
+                bars[out] = tqdm(total=steps, desc=out.name, unit="step", position=len(bars), disable=quiet)
+            time.sleep(0.5)
+            for out, process in list(running.items()):
+                ended = process.poll() is not None
+                _show(bars[out], out)
+                if ended:
+                    del running[out]
+                    if process.returncode != 0:
+                        raise QcseError(_failure(out, process.returncode))
+                    if quiet:
+                        print(f"{out.name}: complete, score {_score(out)}", flush=True)
+    finally:
+        for process in running.values():
+            process.terminate()  # it saves its checkpoint
+        for process in running.values():
+            process.wait()
+        for bar in bars.values():
+            bar.close()
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Whole rows of a log that may be being written."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+def _log(out: Path) -> Path:
+    return out.with_name(out.name + ".log")
+
+
+def _failure(out: Path, code: int) -> str:
+    last = "\n".join(_log(out).read_text(errors="replace").strip().splitlines()[-5:])
+    return f"the run {out} ended with exit code {code}; the end of {_log(out)}:\n{last}"
+
+
+def _score(out: Path) -> str:
+    """Mean over the folder's seeds of their last scores (returns, where there is no reference)."""
+    last = [found[-1] for folder in run_folders(out) if (found := rows(folder / "eval.csv"))]
+    scores = [float(row["normalized_score"]) for row in last]
+    if not scores or any(score != score for score in scores):
+        scores = [float(row["return_mean"]) for row in last]
+    return f"{sum(scores) / len(scores):.1f}" if scores else "-"
+
+
+def _show(bar: tqdm[Any], out: Path) -> None:
+    trained = [int(found[-1]["step"]) for folder in run_folders(out) if (found := rows(folder / "train.csv"))]
+    bar.n = min(trained, default=0)
+    bar.set_postfix_str(f"score {_score(out)}", refresh=False)
+    bar.refresh()
+
+
+def sweep(args: SweepArgs, extra: Sequence[str]) -> int:
+    """Run the sweep that `args` describes and write its report; `extra` goes to every `qcse train`."""
+    definition = _definition(args, extra)
+    out = Path(args.out)
+    stored = out / "sweep.json"
+    if stored.exists() and (before := json.loads(stored.read_text())) != definition:
+        changed = ", ".join(name for name in definition if before.get(name) != definition[name])
+        raise ConfigError(
+            f"out: {out} holds another sweep (it differs in: {changed}); give the options that it was started with to "
+            "continue it, or name another --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(stored, definition)
+    runs: dict[Path, list[str]] = {}
+    first, batch = definition["first_seed"], definition["batch_seeds"]
+    stop = first + definition["seeds"]
+    for task, algo, bonus, seed in itertools.product(
+        definition["tasks"], definition["algos"], definition["bonuses"], range(first, stop, batch)
+    ):
+        words = [*task["options"], "--algo", algo, "--bonus", bonus, "--seed", seed, "--seeds", min(batch, stop - seed)]
+        words += ["--offline-steps", definition["offline_steps"], "--online-steps", definition["online_steps"]]
+        runs[out / f"{task['name']}-{algo}-{bonus}-from{seed}"] = [*map(str, words), *definition["extra"]]
+    steps = definition["offline_steps"] + definition["online_steps"]
+    print(f"{len(runs)} processes of up to {batch} seeds, {args.workers} at a time, {steps} steps each")
+    run_all(runs, steps, args.workers)
+    print(report(sorted(runs), out / "report"))
+    return 0
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Options of a sweep from a TOML file, named as on the command line, and `extra`, a list of words.
+
+    Raises:
+        ConfigError: the file cannot be read, or names an option that there is not.
+    """
+    try:
+        with open(path, "rb") as file:
+            read = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"file: {path} cannot be read ({error}); expected a TOML file") from None
+    unknown = sorted(set(read) - set(OPTIONS) - {"workers", "extra"})
+    if unknown:
+        raise ConfigError(
+            f"file: {path} has unknown options {unknown}; expected some of {sorted(OPTIONS)}, workers, extra"
+        )
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
+
+
+def _definition(args: SweepArgs, extra: Sequence[str]) -> dict[str, Any]:
+    """What makes the sweep, ready for sweep.json; `tasks` holds environments with their data and named tasks alike."""
+    for name in ("seeds", "batch_seeds", "workers"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"{name}: got {getattr(args, name)}, expected 1 or more")
+    if len(args.datasets) not in (0, len(args.envs)):
+        count = f"got {len(args.datasets)} for {len(args.envs)} environments"
+        raise ConfigError(f"datasets: {count}; expected one for each, or none")
+    tasks = [{"name": task, "options": ["--task", task]} for task in args.tasks]
+    for i, env in enumerate(args.envs):
+        data = ["--dataset", str(Path(args.datasets[i]).resolve())] if args.datasets else []
+        tasks.append({"name": env, "options": ["--env", env, *data]})
+    if not tasks:
+        raise ConfigError("envs, tasks: got none; expected --envs with --datasets, or --tasks")
+    options = {name: getattr(args, name) for name in OPTIONS if name not in ("envs", "datasets", "tasks")}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    return plain | {"tasks": tasks, "extra": list(extra)}
