@@ -3,15 +3,17 @@
 VENV ?= .venv
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+JOBS ?= 2
+PROBLEMS ?= 500
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.qcse-installed
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc qcse_ext python -type f -not -name '*.pyc' -not -name '*.so')
 
-.PHONY: install demo test lint format clean
+.PHONY: help install demo demo-maze test lint format bench bench-train emulate faults kernels sanitize gpu-check gpu-bench clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 16
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -31,8 +33,23 @@ install: $(STAMP)  ## virtual environment, torch, the package and what its tests
 demo: install  ## offline-to-online on the embedded Hopper data, with and without the bonus, and a report
 	$(BIN)/qcse demo
 
-test: install  ## all tests
-	$(BIN)/pytest tests
+test: install  ## all tests, spread over JOBS processes
+	$(BIN)/pytest tests --numprocesses $(JOBS) --dist worksteal
+
+bench: install  ## the operator against what a user would run instead (python -m qcse_ext.bench --help)
+	$(BIN)/python -P -m qcse_ext.bench --device cpu
+
+bench-train: install  ## the training step; CORL=PATH of a checkout for CORL's own beside it
+	$(BIN)/qcse bench $(if $(CORL),--corl $(CORL))
+
+emulate: install  ## the CUDA kernels executed on the CPU, on PROBLEMS random problems
+	$(BIN)/python tests/emulator/run.py --problems $(PROBLEMS)
+
+faults: install  ## plant faults in copies of the CUDA kernels: how many does the emulator catch?
+	$(BIN)/python tests/emulator/faults.py --jobs $(JOBS)
+
+kernels: install  ## compile every CUDA kernel for every architecture; a new register spill fails (needs nvcc, no GPU)
+	$(BIN)/python benchmarks/kernel_resources.py
 
 lint: install  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .
