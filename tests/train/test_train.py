@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qcse import checkpoint
 from qcse.agents import AGENTS
@@ -18,6 +19,7 @@ from qcse.config import TrainConfig, differences, from_dict, preset, to_dict, va
 from qcse.errors import ConfigError, NonFiniteLossError
 from qcse.streams import NAMES, Streams
 from qcse.train import Trainer, load_policy
+from qcse_ext import critic
 
 
 class Countdown(gym.Env):
@@ -216,6 +218,37 @@ def test_seeds_trained_together_equal_those_trained_alone(hopper_data: Path, tmp
     assert len(set(returns)) > len(returns) / 2  # the seeds are not copies of each other
 
 
+class NoHostRead(TorchDispatchMode):
+    """Fails on what would wait for a GPU: reading a value, or a shape that depends on values."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in self.FORBIDDEN, f"{func} reads a value back to the host"
+        if name == "index":
+            assert not any(i is not None and i.dtype == torch.bool for i in args[1]), "a mask as an index"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("references", ["batch", "sample", "buffer"])
+@pytest.mark.parametrize("algo", list(AGENTS))
+def test_the_update_reads_nothing_back(
+    algo: str, references: str, hopper_data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(critic, "is_supported", lambda states: False)  # the path of a GPU
+    config = quick(algo, "Hopper-v5", dataset=hopper_data, offline_steps=0, online_steps=20, seeds=2)
+    config.bonus.kind, config.bonus.k, config.bonus.references, config.cql.lagrange = "qcse", 3, references, True
+    config.bonus.squash = "standardised_tanh"
+    trainer = Trainer(config, tmp_path, quiet=True)
+    trainer.run()
+    with pytest.raises(AssertionError, match="reads a value back"), NoHostRead():
+        torch.ones(1).item()
+    monkeypatch.setattr(Trainer, "_check_finite", lambda self, metrics: None)  # on a GPU it runs when logging
+    with NoHostRead():
+        trainer._update()
+
+
 def test_targets_follow_and_frozen_critics_get_no_gradient() -> None:
     config = quick("cql", target_rate=0.25)
     streams = Streams([0])
@@ -227,8 +260,8 @@ def test_targets_follow_and_frozen_critics_get_no_gradient() -> None:
     index = torch.zeros(1, 16, dtype=torch.int64)
     batch = Batch(states, torch.tanh(states[..., :1]), one, states, torch.ones(1, 16), one, one, index, index > 0)
     agent.update(batch, agent.draw_noise(streams, 16))
-    for old, target, critic in zip(before, agent.targets.parameters(), agent.critics.parameters(), strict=True):
-        assert torch.allclose(target, 0.75 * old + 0.25 * critic, atol=1e-6)
+    for old, target, new in zip(before, agent.targets.parameters(), agent.critics.parameters(), strict=True):
+        assert torch.allclose(target, 0.75 * old + 0.25 * new, atol=1e-6)
     losses = agent.losses(batch, agent.draw_noise(streams, 16))
     gradients = torch.autograd.grad(losses.policy, list(agent.critics.parameters()), allow_unused=True)
     assert all(gradient is None for gradient in gradients)
