@@ -253,9 +253,7 @@ def _train(argv: list[str]) -> int:
         out = parsed.resume
         group = train.group_of(out)
         if group is not None:
-            raise ConfigError(
-                f"resume: {out} was trained with other seeds; continue them all with --resume {group}"
-            )
+            raise ConfigError(f"resume: {out} was trained with other seeds; continue them all with --resume {group}")
         train.refuse_contradictions(defaults, config, out)
         path = out / checkpoint.NAME
         # A run that was stopped before its first checkpoint has nothing to lose and starts again.
