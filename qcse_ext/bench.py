@@ -60,6 +60,7 @@ class Record:
     exact: bool
     max_rel_error: float
     metric: str
+    clock: str
 
 
 @dataclass(frozen=True)
@@ -204,13 +205,14 @@ def _finish(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _timed(run: Solver, device: str) -> tuple[float, Any]:
+def _timed(run: Solver, device: str, clock: str) -> tuple[float, Any]:
+    now = time.process_time if clock == "cpu" else time.perf_counter
     _finish(device)
     time.sleep(0.01)  # the idle threads of the run before spin for some milliseconds
-    start = time.perf_counter()
+    start = now()
     result = run()
     _finish(device)
-    return 1e3 * (time.perf_counter() - start), result
+    return 1e3 * (now() - start), result
 
 
 def _rel_error(got: Any, exact: Tensor) -> float:
@@ -228,6 +230,7 @@ def measure(
     names: list[str],
     runs: int = 9,
     limit_s: float = 60.0,
+    clock: str = "wall",
     tell: Callable[[str], None] = print,
 ) -> Iterator[Record]:
     """Times the named implementations on one problem, interleaved, and compares their radii with the exact ones.
@@ -240,6 +243,8 @@ def measure(
         names: keys of IMPLEMENTATIONS.
         runs: how often each is timed (slow ones less, at least once).
         limit_s: an implementation that is foreseen to take longer than this for one run is left out.
+        clock: "wall", or "cpu" for the processor time of the whole process, which leaves out waiting for a core; for
+            comparisons on a busy machine, with one thread.
         tell: is told what is left out, and why.
     """
     device = states.device.type
@@ -256,11 +261,11 @@ def measure(
             if n > 8192 and name not in OURS:
                 probe = implementation.build(states[:small].contiguous(), values[:small].contiguous(), k)
                 probe()
-                foreseen = _timed(probe, device)[0] / 1e3 * (n / small) ** implementation.growth
+                foreseen = _timed(probe, device, clock)[0] / 1e3 * (n / small) ** implementation.growth
                 if foreseen > limit_s:
                     raise Unavailable(f"would take some {foreseen:.0f} s")
             solvers[name] = implementation.build(states, values, k)
-            warm, answers[name] = _timed(solvers[name], device)
+            warm, answers[name] = _timed(solvers[name], device, clock)
             times[name] = [] if warm < 1e3 * limit_s / 10 else [warm]
         except (Unavailable, torch.OutOfMemoryError) as reason:
             tell(f"  {name}: {reason}")
@@ -269,7 +274,7 @@ def measure(
         for name, run in solvers.items():
             # A slow one does not need as many runs; one that took more than a tenth of the limit has had its run.
             if not times[name] or sum(times[name]) < 100 * limit_s:
-                times[name].append(_timed(run, device)[0])
+                times[name].append(_timed(run, device, clock)[0])
     exact = {"joint": qcse_ext.knn(states, values, k)[0]}
     if any(IMPLEMENTATIONS[name].metric == "states" for name in solvers):
         exact["states"] = qcse_ext.knn(states, torch.zeros_like(values), k)[0]
@@ -291,6 +296,7 @@ def measure(
             exact=error == 0,
             max_rel_error=error,
             metric=IMPLEMENTATIONS[name].metric,
+            clock=clock,
         )
 
 
@@ -389,6 +395,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
     parser.add_argument("--runs", type=int, default=9, help="timed runs of each implementation")
     parser.add_argument("--limit", type=float, default=60, help="leave out what would take more seconds for one run")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time, see --threads 1")
     parser.add_argument("--quick", action="store_true", help="1024 and 4096 points, 3 runs: some seconds")
     parser.add_argument("--csv", type=pathlib.Path, help="write the records as CSV")
     parser.add_argument("--json", type=pathlib.Path, help="write the records and the machine's facts as JSON")
@@ -411,7 +418,7 @@ def main(arguments: list[str] | None = None) -> int:
                     for k in options.k:
                         print(f"{data} {n} x {states.shape[1]}, k = {k}, {dtype}", flush=True)
                         for record in measure(
-                            data, states, values, k, options.implementations, options.runs, options.limit
+                            data, states, values, k, options.implementations, options.runs, options.limit, options.clock
                         ):
                             records.append(record)
                             verdict = "exact" if record.exact else f"relative error {record.max_rel_error:.1e}"

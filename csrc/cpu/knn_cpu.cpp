@@ -309,6 +309,7 @@ class Search {
   Search(const KnnProblem<T>& p, int64_t entry, const Threads& threads)
       : p_(p),
         threads_(threads),
+        helpers_{threads.parallel_for, p.refs * p.dim < kPreparedAlone ? 1 : threads.count},
         kernels_(kernels<T>()),
         states_(p.states + entry * p.queries * p.dim),
         values_(p.values + entry * p.queries),
@@ -346,6 +347,9 @@ class Search {
   static constexpr int64_t kBlockUnit = 24;  // a multiple of every kernel's group width
   static constexpr int64_t kLargestBlock = 192;
   static constexpr int64_t kPackChunk = 64;  // tiles
+  // Below so many numbers the preparation is left to one thread: each parallel section is a risk of waiting for a core
+  // on a busy machine, and there it saves some hundred microseconds at best.
+  static constexpr int64_t kPreparedAlone = int64_t{1} << 17;
   // A unit of work in scan_boxes takes so many times as long as one in scan_all (fewer queries share what is loaded,
   // more branches); measured.
   static constexpr double kCostOfBoxes = 1.6;
@@ -397,12 +401,12 @@ class Search {
     // Each of two sums of dim rounded terms is within a factor (1 +- 2^-p)^dim of the exact one; see
     // docs/cpu_kernel.md.
     slack_ = 1 + static_cast<T>(2 * p_.dim + 16) * std::numeric_limits<T>::epsilon();
-    order_spatially(points, rows_, threads_);
+    order_spatially(points, rows_, helpers_);
     number_candidates();
     if (p_.self_join) {
       query_rows_ = rows_;
     } else {
-      order_spatially(Points<T>{states_, values_, p_.dim}, query_rows_, threads_);
+      order_spatially(Points<T>{states_, values_, p_.dim}, query_rows_, helpers_);
     }
   }
 
@@ -438,7 +442,7 @@ class Search {
       packed_states_ = Buffer<T>(tiles * kTile * p_.dim);
       packed_values_ = Buffer<T>(tiles * kTile);
     }
-    for_each(threads_, ceil_div(tiles, kPackChunk), [&](int64_t chunk) {
+    for_each(helpers_, ceil_div(tiles, kPackChunk), [&](int64_t chunk) {
       for (int64_t tile = chunk * kPackChunk; tile < std::min((chunk + 1) * kPackChunk, tiles); ++tile) pack_tile(tile);
     });
     packed_ = {packed_states_.get(), packed_values_.get(), tiles, p_.dim, candidates(), ref_states_, rows_.data()};
@@ -449,7 +453,7 @@ class Search {
     const int64_t size = round_up(packed_.tiles, width) * 2 * (p_.dim + 1);
     edges_ = Buffer<T>(size);
     std::fill_n(edges_.get(), size, std::numeric_limits<T>::infinity());
-    for_each(threads_, ceil_div(packed_.tiles, kPackChunk), [&](int64_t chunk) {
+    for_each(helpers_, ceil_div(packed_.tiles, kPackChunk), [&](int64_t chunk) {
       for (int64_t tile = chunk * kPackChunk; tile < std::min((chunk + 1) * kPackChunk, packed_.tiles); ++tile) {
         box_tile(tile, edges_.get() + (tile / width) * width * 2 * (p_.dim + 1) + tile % width);
       }
@@ -498,7 +502,7 @@ class Search {
     const int64_t samples = std::clamp<int64_t>(cells / 32, 2, 16);
     const auto cell_of = [&](int64_t sample) { return (2 * sample + 1) * cells / (2 * samples); };
     std::vector<Sampled> found(samples);
-    for_each(threads_, samples, [&](int64_t sample) {
+    for_each(helpers_, samples, [&](int64_t sample) {
       const int64_t begin = cell_of(sample) * kTile;
       found[sample] = scan_cell(begin, std::min(begin + kTile, queries()));
     });
@@ -567,7 +571,7 @@ class Search {
     codes_ = Buffer<uint8_t>(packed_.tiles * kTile * screen_.blocks * 4);
     start_ = Buffer<int32_t>(packed_.tiles * kTile);
     std::vector<double> worst(packed_.tiles);
-    for_each(threads_, ceil_div(packed_.tiles, kPackChunk), [&](int64_t chunk) {
+    for_each(helpers_, ceil_div(packed_.tiles, kPackChunk), [&](int64_t chunk) {
       std::vector<int8_t> code(screen_.blocks * 4);
       for (int64_t tile = chunk * kPackChunk; tile < std::min((chunk + 1) * kPackChunk, packed_.tiles); ++tile) {
         uint8_t* codes = codes_.get() + tile * kTile * screen_.blocks * 4;
@@ -775,6 +779,7 @@ class Search {
 
   const KnnProblem<T>& p_;
   const Threads threads_;
+  const Threads helpers_;  // for what comes before the search
   const Kernels<T>& kernels_;
   const T* states_;
   const T* values_;
