@@ -260,11 +260,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     unsigned tells = alive || leaves ? kAlive : 0;
 #pragma unroll
     for (int i = 0; i < kQ; ++i) {
-      // Rounding keeps the order of gaps: behind the edge none is smaller than the gap to the edge.
+      // Rounding keeps the order of gaps: behind the edge none is smaller than the gap to the edge, which is negative
+      // where the query lies behind the edge itself.
       const T value = query_values[group * kQ + i];
       const bool open = search.bound[i] > 0;
-      if (open && left >= 0 && (value < left_edge || value - left_edge < search.bound[i])) tells |= kWantsLeft;
-      if (open && right < tiles && (right_edge < value || right_edge - value < search.bound[i])) tells |= kWantsRight;
+      if (open && left >= 0 && value - left_edge < search.bound[i]) tells |= kWantsLeft;
+      if (open && right < tiles && right_edge - value < search.bound[i]) tells |= kWantsRight;
     }
     if (lane == 0) flags[(step & 1) * Shape::kWarps + warp] = tells;
     // As in the small kernel: after 1, 2, 4, 8... tiles, in two sets of slots that take turns.

@@ -54,6 +54,11 @@ def draw(seed: int, largest: int = 70) -> tuple[Problem, dict[str, int], str]:
     queries = int(rng.integers(2, largest))
     kind = str(rng.choice(["self", "self", "references", "indexed"]))
     refs = queries if kind == "self" else int(rng.integers(2, 4 * largest))
+    # Several tiles, values that decide the distances, and neighbours that are far apart in sorted order.
+    wide = rng.random() < 0.2
+    if wide:
+        kind = "indexed" if kind == "self" else kind
+        dim, queries, refs = int(rng.integers(1, 4)), int(rng.integers(2, 24)), int(rng.integers(300, 1000))
     candidates = refs if kind == "references" else refs - 1
     k = int(rng.integers(1, min(candidates, int(rng.choice([3, 16, 32, 128]))) + 1))
     scale = 10.0 ** rng.integers(-2, 3)
@@ -62,7 +67,8 @@ def draw(seed: int, largest: int = 70) -> tuple[Problem, dict[str, int], str]:
 
     def draw_set(n: int) -> tuple[np.ndarray, np.ndarray]:
         with np.errstate(over="ignore"):
-            states = rows(rng, data, (batch, n, dim)).astype(dtype)
+            states = rows(rng, data, (batch, n, dim))
+            states = (states * 1e-4 if wide else states).astype(dtype)
             values = (rng.standard_normal((batch, n)) * scale).astype(dtype)
         if data in ("ties", "constant"):
             values = np.round(values)
@@ -88,3 +94,27 @@ def draw(seed: int, largest: int = 70) -> tuple[Problem, dict[str, int], str]:
     }
     what = f"seed {seed}: {data} {np.dtype(dtype).name} {kind} batch {batch} queries {queries} refs {refs} dim {dim}"
     return problem, device, f"{what} k {k} spoiled {spoiled} {device}"
+
+
+def directed() -> list[tuple[str, Problem]]:
+    """Problems that only a particular mistake gets wrong."""
+    rng = np.random.default_rng(11)
+    found = []
+
+    # The neighbours are in the tile on the farther side; home and the nearer side hold only states that are far away.
+    # A side that is left too early, or judged by the wrong end of its tile, shows.
+    states, values = np.zeros((1, 3, 1), np.float32), np.array([[-0.01, 0, 0.01]], np.float32)
+    for mirror in (1, -1):
+        places = np.concatenate([np.linspace(-3, -1, 256), np.linspace(-0.4, 0.45, 256), np.linspace(0.5, 0.6, 256)])
+        far = np.concatenate([np.zeros(256), np.full(512, 1.5)])
+        order = rng.permutation(768)
+        ref_values, ref_states = (mirror * places[order]).astype(np.float32), far[order].astype(np.float32)
+        found.append(("the farther side", Problem(states, values, 12, ref_states[None, :, None], ref_values[None])))
+
+    # A self that is not finite takes no candidate away: k are left, and k - 1 would be too few.
+    states, values = rng.standard_normal((1, 5, 3)), rng.standard_normal((1, 5))
+    ref_states, ref_values = rng.standard_normal((1, 5, 3)), rng.standard_normal((1, 5))
+    ref_values[0, 2] = np.nan
+    self_index = np.array([[2, 2, 0, -1, 2]])
+    found.append(("self is not finite", Problem(states, values, 4, ref_states, ref_values, self_index)))
+    return found

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 from emulated import Emulator, EmulatorError, Problem, same_bits
-from problems import draw
+from problems import directed, draw
 
 PROBLEMS = int(os.environ.get("QCSE_EMULATED_PROBLEMS", "60"))
 FIRST = int(os.environ.get("QCSE_EMULATED_FIRST", "0"))
@@ -31,6 +31,14 @@ def test_random_problem(emulator: Emulator, seed: int, path: str) -> None:
     problem, device, what = draw(seed)
     emulator.configure(seed=seed % 97, **device)
     check(emulator, problem, path, what)
+
+
+@both
+@pytest.mark.parametrize(("what", "problem"), directed(), ids=lambda x: x if isinstance(x, str) else "")
+def test_directed_problem(emulator: Emulator, what: str, problem: Problem, path: str) -> None:
+    for multiprocessors in (1, 8):
+        emulator.configure(seed=multiprocessors, multiprocessors=multiprocessors)
+        check(emulator, problem, path, what)
 
 
 def normal(seed: int, n: int, dim: int, k: int, dtype: type = np.float32, batch: int = 1) -> Problem:

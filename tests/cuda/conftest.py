@@ -1,0 +1,22 @@
+"""The random problems of the emulator's tests serve the GPU too; without one, every test here is skipped."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from qcse_ext import _C
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "emulator"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = ""
+    if not torch.cuda.is_available():
+        reason = "torch sees no CUDA device"
+    elif not _C.build_info()["cuda"]:
+        reason = "this build holds no CUDA kernels"
+    for item in items:
+        if item.get_closest_marker("cuda") and reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
