@@ -26,7 +26,12 @@ def main() -> int:
     if not stages.build():
         return stages.finish()
     pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/cuda"]
-    stages.run("cuda tests", pytest, 170, needs_gpu=not stages.dry)  # in a rehearsal they are collected and skipped
+    stages.run("cuda tests", pytest, 170)
+    if stages.dry:  # the tests that compare answers, with the CPU in the GPU's place
+        stages.environment.update(QCSE_CUDA_DEVICE="cpu", QCSE_CUDA_PROBLEMS="40")
+        names = "random_problem or size or separate or batch or values or half or strides or fewer"
+        stages.run("cuda tests on the CPU", [*pytest, "-k", names], 60, needs_gpu=False)
+        stages.run("sanitizer's problems on the CPU", [sys.executable, "tests/cuda/sanitize.py"], 60, needs_gpu=False)
     for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
         # torch's own allocator and kernels are not under test: only reports that fail the run count.
         command = [find_sanitizer(), "--tool", tool, "--error-exitcode", "9", "--kernel-regex", "kns=knn_"]

@@ -1,5 +1,6 @@
 """The random problems of the emulator's tests serve the GPU too; without one, every test here is skipped."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "emulator"))
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = ""
+    if os.environ.get("QCSE_CUDA_DEVICE") == "cpu":
+        return
     if not torch.cuda.is_available():
         reason = "torch sees no CUDA device"
     elif not _C.build_info()["cuda"]:

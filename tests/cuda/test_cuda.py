@@ -13,6 +13,8 @@ import qcse_ext
 
 pytestmark = pytest.mark.cuda
 PROBLEMS = int(os.environ.get("QCSE_CUDA_PROBLEMS", "300"))
+# "cpu" rehearses the tests that only compare answers, on a machine without a GPU (see benchmarks/gpu_check.py).
+DEVICE = os.environ.get("QCSE_CUDA_DEVICE", "cuda")
 KNN = torch.ops.qcse.knn
 ENTROPY = torch.ops.qcse.entropy
 
@@ -31,9 +33,9 @@ def assert_same(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], wha
 
 def check(arguments: tuple[Any, ...], what: str = "") -> None:
     expected = KNN(*arguments)
-    assert_same(KNN(*on("cuda", arguments)), expected, what)
+    assert_same(KNN(*on(DEVICE, arguments)), expected, what)
     entropy = ENTROPY(*arguments)
-    got = ENTROPY(*on("cuda", arguments)).cpu()
+    got = ENTROPY(*on(DEVICE, arguments)).cpu()
     tolerance = 4 * torch.finfo(entropy.dtype).eps
     assert torch.allclose(got, entropy, rtol=tolerance, atol=tolerance, equal_nan=True), what
 
