@@ -51,6 +51,17 @@ faults: install  ## plant faults in copies of the CUDA kernels: how many does th
 kernels: install  ## compile every CUDA kernel for every architecture; a new register spill fails (needs nvcc, no GPU)
 	$(BIN)/python benchmarks/kernel_resources.py
 
+# The CPU code, instrumented, in a virtual environment of its own beside the other; sanitizers' libraries come first.
+SANITIZED := $(VENV)-sanitized
+sanitize: install  ## the operator's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/python -m venv --clear $(SANITIZED)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(SANITIZED)/lib/$$(ls $(SANITIZED)/lib)/site-packages/base.pth
+	$(SANITIZED)/bin/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall -C build-dir=build/sanitized \
+	  -C cmake.define.QCSE_CUDA=OFF -C cmake.define.QCSE_SANITIZE=address,undefined .
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 QCSE_TEST_PROBLEMS=200 \
+	  $(SANITIZED)/bin/python -P -m pytest tests/ops --deselect tests/ops/test_build.py -k "not compile"
+
 lint: install  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
