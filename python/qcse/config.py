@@ -232,6 +232,11 @@ def preset(algo: str, env: str, kind: str = "default") -> TrainConfig:
         config.bonus.references, config.bonus.reference_size = "sample", config.batch_size
     if family in ("antmaze", "pointmaze"):
         config.reward_scale, config.reward_bias = 10.0, -5.0
+    if family == "pointmaze":  # a demonstration: a first idea of the way offline, the rest online, in a minute or two
+        config.offline_steps, config.online_steps, config.batch_size = 300, 2000, 128
+        config.net = NetworkConfig((128, 128), (128, 128))
+        config.policy_lr, config.normalize_observations = 3e-4, True
+        config.eval_every, config.eval_episodes, config.log_every = 250, 20, 250
     if family == "antmaze":
         config.offline_steps = config.online_steps = 1_000_000
         config.cql.lagrange = True

@@ -8,6 +8,7 @@ file is a state of the simulator (`qcse data check` tells how well a file's phys
   5 of them an action, torques up to 30, contacts with solref 0.02 1 and solimp 0.8 0.8 0.01. Start at the origin,
   goal drawn at each reset from its cell; reward 1 and the end within 0.5 of it.
 * `qcse/antmaze-*-v4`: the same with Gymnasium's ant (0.01 s, torques up to 150).
+* `qcse/antgoal-v2`, `-v4`: those ants on an open plane, sent to goals; for the policies behind AntMaze recordings.
 * `qcse/maze2d-{open,umaze,medium,large}[-dense]`: a ball pushed by forces, start anywhere, fixed goal, never ends;
   reward 1 within 0.5 of the goal, or exp(-distance) at every step (dense).
 * `qcse/pointmaze-umaze-v0`: this package's own small task. Maze2d's ball under AntMaze's rules: start at one end,
@@ -34,6 +35,7 @@ ROBOTICS = re.compile(r"(AntMaze|PointMaze|AdroitHand|Fetch|HandReach|HandManipu
 
 # '#' is a wall. Rows are counted along y in AntMaze and along x in Maze2d.
 MAZES: dict[str, tuple[str, ...]] = {
+    "plane": (),
     "open": ("#######", "#.....#", "#.....#", "#.....#", "#######"),
     "umaze": ("#####", "#...#", "###.#", "#...#", "#####"),
     "medium": ("########", "#..##..#", "#..#...#", "##...###", "#..#...#", "#.#..#.#", "#...#..#", "########"),
@@ -171,6 +173,34 @@ class AntMazeEnv(MazeEnv):
         self.goal = self.cell_xy(ANT_GOALS[self.maze]) + random.uniform(0, 1.0, 2) + random.uniform(0, 0.5, 2)
         qpos = self.model.qpos0 + random.uniform(-0.1, 0.1, self.model.nq)
         return qpos, 0.1 * random.standard_normal(self.model.nv)
+
+
+class AntGoalEnv(AntMazeEnv):
+    """The ant on an open plane, sent to a goal up to 10 away: where policies for AntMaze's recordings are trained.
+
+    Observed are the ant without its place, 27 numbers, and the way to the goal, 2; the reward is minus the distance.
+    """
+
+    def __init__(self, ant: str = "d4rl") -> None:
+        super().__init__("plane", ant)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (29,), np.float64)
+
+    def observation(self) -> NDArray[np.float64]:
+        return ant_to_goal(super().observation(), self.goal)
+
+    def _place(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        angle, radius = self.np_random.uniform(0, 2 * np.pi), self.np_random.uniform(0, 10)
+        self.goal = radius * np.array([np.cos(angle), np.sin(angle)])
+        qpos = self.model.qpos0 + self.np_random.uniform(-0.1, 0.1, self.model.nq)
+        return qpos, 0.1 * self.np_random.standard_normal(self.model.nv)
+
+    def _judge(self) -> tuple[float, bool]:
+        return -self.distance, False
+
+
+def ant_to_goal(observation: NDArray[Any], goal: NDArray[Any]) -> NDArray[Any]:
+    """What `AntGoalEnv` observes where `AntMazeEnv` observes `observation`: the ant (27), the way (2)."""
+    return np.concatenate([observation[2:], goal - observation[:2]])
 
 
 class PointMazeEnv(MazeEnv):
@@ -332,6 +362,10 @@ def _register() -> None:
                 max_episode_steps=limit,
                 kwargs={"maze": maze, "ant": ant},
             )
+    for version, ant in (("v2", "d4rl"), ("v4", "gymnasium")):
+        gymnasium.register(
+            f"qcse/antgoal-{version}", entry_point=f"{here}AntGoalEnv", max_episode_steps=200, kwargs={"ant": ant}
+        )
     for maze, limit in (("open", 150), ("umaze", 300), ("medium", 600), ("large", 800)):
         version = "v0" if maze == "open" else "v1"
         for word, dense in (("", False), ("-dense", True)):

@@ -121,17 +121,27 @@ class Transitions:
         return digest.hexdigest()
 
 
-def load_dataset(dataset: str | os.PathLike[str], progress: bool = True) -> Transitions:
+def load_dataset(
+    dataset: str | os.PathLike[str], progress: bool = True, like_d4rl: bool = False, limit: int | None = None
+) -> Transitions:
     """Read a file in D4RL's layout (`load_d4rl`), or "minari:ID" (`minari_data.load_minari`)."""
     name = os.fspath(dataset)
     if name.startswith("minari:"):
+        if like_d4rl:
+            raise DatasetError(f"dataset: {name} is not a file of D4RL's, whose transitions were asked for")
         from .minari_data import load_minari
 
         return load_minari(name.removeprefix("minari:"), progress)
-    return load_d4rl(name, progress)
+    return load_d4rl(name, progress, like_d4rl=like_d4rl, limit=limit)
 
 
-def load_d4rl(path: str | os.PathLike[str], progress: bool = True, finite: bool = True) -> Transitions:
+def load_d4rl(
+    path: str | os.PathLike[str],
+    progress: bool = True,
+    finite: bool = True,
+    like_d4rl: bool = False,
+    limit: int | None = None,
+) -> Transitions:
     """Read an HDF5 file in D4RL's layout.
 
     Needed are `observations`, `actions`, `rewards`, `terminals`, and `next_observations` or `timeouts`. Where
@@ -144,6 +154,14 @@ def load_d4rl(path: str | os.PathLike[str], progress: bool = True, finite: bool 
         path: the file.
         progress: show a bar on stderr for files that take a while.
         finite: refuse values that are NaN or infinite.
+        like_d4rl: make exactly the transitions of D4RL's `qlearning_dataset`, which differ in what happens at ends:
+            (1) the step at a time limit is dropped, here it is kept with its true next state; (2) so is a step that is
+            both terminal and at the limit, here it is terminal; (3) the last row of all is dropped, here only where
+            its next state is not known; (4) the next state is always the row below, even where another is stored:
+            behind a hidden end that is the next episode's first state, here such an end is found; (5) a file without
+            `timeouts` is cut by counting `limit` steps (one too few behind a terminal state), here by
+            next_observations.
+        limit: the environment's time limit, for (5) only.
 
     Raises:
         DatasetError: no such file, not HDF5, cut short, a key missing, a wrong shape or type, values that are not
@@ -157,7 +175,7 @@ def load_d4rl(path: str | os.PathLike[str], progress: bool = True, finite: bool 
     if not file_path.is_file():
         raise DatasetError(f"dataset: {file_path} is not a file; expected an HDF5 file in D4RL's layout")
     with _opened(file_path) as file:
-        return _read(file, file_path, progress, finite)
+        return _read(file, file_path, progress, finite, like_d4rl, limit)
 
 
 @contextmanager
@@ -231,8 +249,10 @@ def _sources(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
     return sources
 
 
-def _read(file: h5py.File, path: Path, progress: bool, finite: bool) -> Transitions:
+def _read(file: h5py.File, path: Path, progress: bool, finite: bool, like_d4rl: bool, limit: int | None) -> Transitions:
     sources = _sources(file, path)
+    if like_d4rl:
+        sources.pop("next_observations", None)
     arrays: dict[str, NDArray[Any]] = {}
     total = sum(source.size * source.dtype.itemsize for source in sources.values())
     hide = not progress or total < PROGRESS_BYTES
@@ -243,8 +263,14 @@ def _read(file: h5py.File, path: Path, progress: bool, finite: bool) -> Transiti
             )
 
     terminals = arrays["terminals"]
-    ends = terminals | arrays["timeouts"] if "timeouts" in arrays else terminals.copy()
-    ends[-1] = True
+    if like_d4rl:
+        ends = _d4rl_cuts(terminals, arrays.get("timeouts"), limit, path)
+        dropped = ends.copy()
+        ends |= terminals
+    else:
+        ends = terminals | arrays["timeouts"] if "timeouts" in arrays else terminals.copy()
+        ends[-1] = True
+        dropped = ends & ~terminals
     metadata = _metadata(file)
     observations = arrays["observations"]
     if "next_observations" in arrays:
@@ -255,14 +281,13 @@ def _read(file: h5py.File, path: Path, progress: bool, finite: bool) -> Transiti
         next_observations = np.empty_like(observations)
         next_observations[:-1] = observations[1:]
         next_observations[-1] = observations[-1]  # kept only if terminal, and then nothing looks at it
-        unknown = ends & ~terminals
-        kept = ~unknown
+        kept = ~dropped
         if not kept.any():
             raise DatasetError(
                 f"dataset: {path} has no next_observations and only episodes of one row, so no next state is known; "
                 "expected longer episodes, or next_observations"
             )
-        ends[:-1] |= unknown[1:]  # the row above a dropped one is now its episode's last
+        ends[:-1] |= dropped[1:]  # the row above a dropped one is now its episode's last
         ends = ends[kept]
         terminals = terminals[kept]
         observations = _compress(observations, kept)
@@ -279,6 +304,25 @@ def _read(file: h5py.File, path: Path, progress: bool, finite: bool) -> Transiti
         metadata=metadata,
         path=str(path),
     )
+
+
+def _d4rl_cuts(
+    terminals: NDArray[np.bool_], timeouts: NDArray[np.bool_] | None, limit: int | None, path: Path
+) -> NDArray[np.bool_]:
+    """Rows that D4RL's `qlearning_dataset` drops, [N]: time limits, flagged or counted, and the last row of all."""
+    if timeouts is not None:
+        cuts = timeouts.copy()
+    elif limit is None:
+        raise DatasetError(f"dataset: {path} has no timeouts, so D4RL's transitions need the environment's time limit")
+    else:
+        cuts, step = np.zeros(len(terminals), np.bool_), 0
+        for row, terminal in enumerate(terminals[:-1].tolist()):
+            if step == limit - 1:
+                cuts[row], step = True, 0
+            else:
+                step = 1 if terminal else step + 1
+    cuts[-1] = True
+    return cuts
 
 
 def _checked_source(file: h5py.File, key: str, path: Path) -> h5py.Dataset:
@@ -449,6 +493,15 @@ def write_d4rl(
                 file[f"metadata/{name}"] = value
     except OSError as error:
         raise DatasetError(f"dataset to write: {path} cannot be written ({error}); choose another path") from error
+
+
+def mean_and_spread(states: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation plus 1e-3 of each column, [D] each; summed in float64 without a copy of the array."""
+    block = max(1, SLAB_BYTES // max(1, 2 * states[:1].nbytes))
+    parts = [states[start : start + block] for start in range(0, len(states), block)]
+    mean = sum(part.sum(0, dtype=np.float64) for part in parts) / len(states)
+    variance = sum(np.square(part - mean).sum(0) for part in parts) / len(states)
+    return np.asarray(mean, np.float32), np.asarray(np.sqrt(variance) + 1e-3, np.float32)
 
 
 def monte_carlo_returns(

@@ -309,7 +309,7 @@ def check_compatible(env: gymnasium.Env[Any, Any] | str, transitions: Transition
 
 def _inside_walls(env: Any, transitions: Transitions) -> float:
     """Share of the data's first two numbers, as positions, that are in walls of a maze; 0 where there is no maze."""
-    if isinstance(env, d4rl_envs.MazeEnv):
+    if isinstance(env, d4rl_envs.MazeEnv) and d4rl_envs.MAZES[env.maze]:
         walls = [[cell == "#" for cell in row] for row in d4rl_envs.MAZES[env.maze]]
         cell_of: Callable[[NDArray[np.float32]], Any] = env.xy_cell
     elif hasattr(env, "maze") and hasattr(env.maze, "cell_xy_to_rowcol"):

@@ -120,7 +120,7 @@ def _build() -> dict[str, DatasetTask]:
         ),
         DatasetTask(
             "pointmaze-umaze", "qcse/pointmaze-umaze-v0", 4, 2, _POINT_LAYOUT, 300, REFERENCE_SCORES["pointmaze"], "",
-            "pointmaze-umaze.hdf5", "sparse",
+            "pointmaze-umaze.hdf5",
         ),
     )  # fmt: skip
     return {task.name: task for task in (*tasks, *embedded)}

@@ -30,7 +30,7 @@ from .agents import AGENTS
 from .agents.sac import SAC
 from .buffer import NO_RETURN, ReplayBuffer
 from .config import TrainConfig, differences, from_dict, to_dict, validate
-from .datasets import Transitions, load_dataset, monte_carlo_returns, normalized_score
+from .datasets import Transitions, load_dataset, mean_and_spread, monte_carlo_returns, normalized_score
 from .envs import EpisodeRecorder, EvalResult, Evaluator, check_compatible, make_env, task_for
 from .errors import CheckpointError, ConfigError, NonFiniteLossError
 from .log import RunLog, machine_facts, write_json
@@ -114,7 +114,8 @@ class Trainer:
         self.envs = [EpisodeRecorder(wrap_env(make_env(config.env))) for _ in self.seeds]
         self.learns = learns
         given = config.dataset if learns else None
-        self.data = None if given is None else load_dataset(given, progress=not quiet)
+        exact, limit = config.d4rl_transitions, self.task.max_episode_steps
+        self.data = None if given is None else load_dataset(given, not quiet, exact, limit)
         if self.data is not None:
             check_compatible(self.envs[0].env, self.data)
         observation_space, action_space = self.envs[0].env.observation_space, self.envs[0].env.action_space
@@ -124,6 +125,7 @@ class Trainer:
         self.agent: SAC = AGENTS[config.algo](self.state_dim, self.action_dim, config, self.streams)
         self.reward = IntrinsicReward(config.bonus, self.state_dim, len(self.seeds), config.reward_scale, self.device)
         self.mean, self.spread = self._observation_scale()
+        self.fingerprint = "" if self.data is None else self.data.fingerprint()  # before it is scaled in place
         dataset = None if self.data is None else self._dataset_columns(self.data)
         capacity = min(config.online_buffer, max(config.online_steps, 1)) if learns else 1
         try:
@@ -133,7 +135,6 @@ class Trainer:
                 f"online_buffer: {capacity:,} transitions for {len(self.seeds)} seeds do not fit in memory "
                 f"({str(error).splitlines()[0]}); expected fewer"
             ) from None
-        self.fingerprint = "" if self.data is None else self.data.fingerprint()
         self.data_facts = {}
         if self.data is not None:
             facts = {"source": self.data.source, "task": config.task, "path": self.data.path, "rows": len(self.data)}
@@ -164,24 +165,29 @@ class Trainer:
 
     def _observation_scale(self) -> tuple[np.ndarray, np.ndarray]:
         if self.config.normalize_observations and self.data is not None:
-            observations = self.data.observations
-            return observations.mean(0), observations.std(0) + 1e-3
+            return mean_and_spread(self.data.observations)
         return np.zeros(self.state_dim, np.float32), np.ones(self.state_dim, np.float32)
 
     def _normalized(self, observations: np.ndarray) -> np.ndarray:
         return ((observations - self.mean) / self.spread).astype(np.float32)
 
     def _dataset_columns(self, data: Transitions) -> dict[str, Tensor]:
+        """The buffer's columns, made in the dataset's own memory: a second copy would not fit where one just does."""
         config = self.config
+        if config.normalize_observations:
+            for states in (data.observations, data.next_observations):
+                np.subtract(states, self.mean, out=states)
+                np.divide(states, self.spread, out=states)
+        np.clip(data.actions, -1.0, 1.0, out=data.actions)
         rewards = (data.rewards * config.reward_scale + config.reward_bias).astype(np.float32)
         returns = np.full(len(data), NO_RETURN, np.float32)
         if config.algo == "cal_ql":
             returns = self._monte_carlo_returns(rewards, data.episode_end, data.bootstrap)
         columns = {
-            "observations": self._normalized(data.observations),
-            "actions": np.clip(data.actions, -1.0, 1.0),
+            "observations": data.observations,
+            "actions": data.actions,
             "rewards": rewards,
-            "next_observations": self._normalized(data.next_observations),
+            "next_observations": data.next_observations,
             "bootstrap": data.bootstrap,
             "returns": returns,
             "bonus": np.zeros(len(data), np.float32),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qcse.cli import main
 from qcse.collect import Recording
 from qcse.d4rl_envs import register_robotics
 from qcse.datasets import write_d4rl
@@ -55,6 +56,23 @@ def qcse(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         if check:
             assert result.returncode == 0, result.stdout + result.stderr
         return result
+
+    return run
+
+
+@pytest.fixture
+def qcse_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """The command line in this process, in a folder of its own: exit code, and what it said."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object, check: bool = False) -> tuple[int, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        said = "".join(capsys.readouterr())
+        assert code == 0 or not check, said
+        return code, said
 
     return run
 

@@ -17,6 +17,7 @@ from qcse.datasets import (
     DatasetError,
     Transitions,
     load_d4rl,
+    mean_and_spread,
     monte_carlo_returns,
     normalized_score,
     task_family,
@@ -418,3 +419,12 @@ def test_independent_data(name: str, rows: int, ends: int, tmp_path: Path) -> No
     assert isinstance(again, Transitions) and len(again) == (5000 if terminals[4999] else 4999)
     seen = again.bootstrap == 1.0
     np.testing.assert_array_equal(again.next_observations[seen], data.next_observations[: len(again)][seen])
+
+
+def test_mean_and_spread_by_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = np.random.default_rng(0).normal([0, 5, -100], [1, 0.01, 30], (1000, 3)).astype(np.float32)
+    monkeypatch.setattr(datasets, "SLAB_BYTES", 4096)
+    mean, spread = mean_and_spread(states)
+    np.testing.assert_allclose(mean, states.astype(np.float64).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(spread, states.astype(np.float64).std(0) + 1e-3, rtol=1e-6)
+    assert mean.dtype == spread.dtype == np.float32

@@ -72,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
 def content(tmp_path: Path) -> bytes:
     rng, n = np.random.default_rng(0), 3000
     arrays = {
-        "observations": rng.normal(size=(n, 4)),
+        "observations": 1 + 0.1 * rng.normal(size=(n, 4)),  # inside one cell of the maze
         "actions": rng.uniform(-1, 1, (n, 2)),
         "rewards": rng.normal(size=n),
         "terminals": np.zeros(n, bool),
@@ -217,23 +217,23 @@ def test_a_task_is_found_downloaded_or_named(server: Server, tmp_path: Path, mon
     assert address(TASK) == TASK.url
 
 
-def test_train_by_task_name(server: Server, tmp_path: Path, qcse, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_by_task_name(server: Server, tmp_path: Path, qcse_here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("QCSE_D4RL_ARCHIVE", server.url.rsplit("/", 1)[0])
     steps = ["--offline-steps", 5, "--online-steps", 5, *QUICK]
-    result = qcse("train", "--task", "maze2d-umaze-v1", "--algo", "cql", "--out", "run", *steps, check=True)
-    assert "run complete" in result.stdout and (tmp_path / "cache" / TASK.file).exists()
+    result = qcse_here("train", "--task", "maze2d-umaze-v1", "--algo", "cql", "--out", "run", *steps, check=True)
+    assert "run complete" in result[1] and (tmp_path / "cache" / TASK.file).exists()
     config = (tmp_path / "run" / "config.json").read_text()
     assert '"env": "qcse/maze2d-umaze-v1"' in config and '"task": "maze2d-umaze-v1"' in config
     # explicit flags win; an unknown task is named with near matches
-    other = qcse("train", "--task", "maze2d-umaze-v1", "--env", "qcse/pointmaze-umaze-v0", "--out", "two", *steps)
-    assert other.returncode == 0, other.stderr
+    other = qcse_here("train", "--task", "maze2d-umaze-v1", "--env", "qcse/pointmaze-umaze-v0", "--out", "two", *steps)
+    assert other[0] == 0, other[1]
     assert '"env": "qcse/pointmaze-umaze-v0"' in (tmp_path / "two" / "config.json").read_text()
-    wrong = qcse("train", "--task", "maze2d-umaze")
-    assert wrong.returncode == 1 and "maze2d-umaze-v1" in wrong.stderr and "Traceback" not in wrong.stderr
+    wrong = qcse_here("train", "--task", "maze2d-umaze")
+    assert wrong[0] == 1 and "maze2d-umaze-v1" in wrong[1]
     os.remove(tmp_path / "cache" / TASK.file)
     server.shutdown()
     server.server_close()
-    lost = qcse("train", "--task", "maze2d-umaze-v1", "--out", "three", *steps)
-    assert lost.returncode == 1 and "put it at" in lost.stderr and "Traceback" not in lost.stderr
+    lost = qcse_here("train", "--task", "maze2d-umaze-v1", "--out", "three", *steps)
+    assert lost[0] == 1 and "put it at" in lost[1]
     assert not (tmp_path / "three").exists()

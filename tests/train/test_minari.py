@@ -119,14 +119,14 @@ def test_actions_are_mapped_to_one(tmp_path: Path) -> None:
     assert 0.8 < np.abs(data.actions).max() <= 1.0
 
 
-def test_training_on_a_minari_set_names_its_source(tmp_path: Path, qcse) -> None:
+def test_training_on_a_minari_set_names_its_source(tmp_path: Path, qcse_here) -> None:
     record("hopper/random-v0", gymnasium.make("Hopper-v5", max_episode_steps=20), 100)
     steps = ["--offline-steps", 5, "--online-steps", 5, *QUICK]
-    qcse("train", "--dataset", "minari:hopper/random-v0", "--algo", "cql", "--out", "run", *steps, check=True)
+    qcse_here("train", "--dataset", "minari:hopper/random-v0", "--algo", "cql", "--out", "run", *steps, check=True)
     machine = json.loads((tmp_path / "run" / "machine.json").read_text())
     assert machine["data"]["source"] == "Minari dataset hopper/random-v0"
     assert json.loads((tmp_path / "run" / "config.json").read_text())["env"] == "minari:hopper/random-v0"
-    assert qcse("train", "--resume", "run").returncode == 0
+    assert qcse_here("train", "--resume", "run")[0] == 0
 
 
 def test_what_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

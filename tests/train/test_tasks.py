@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import typing
 from pathlib import Path
 
 import gymnasium
@@ -16,6 +17,7 @@ import record_d4rl_infos
 from conftest import needs_robotics
 
 from qcse import d4rl_envs
+from qcse.config import Preset
 from qcse.d4rl_envs import ANT_GOALS, MAZES, POINT_GOALS, AntMazeEnv, PointMazeEnv, free_cells, shortest_paths
 from qcse.datasets import REFERENCE_SCORES, normalized_score, task_family
 from qcse.envs import EnvError, EpisodeRecorder, Evaluator, flat_parts, goal_is_fixed, make_env, task_for
@@ -55,6 +57,7 @@ def test_the_registry_is_complete() -> None:
         r"maze2d-(umaze|medium|large).*-v1|maze2d-open.*"
     )
     assert {task.name for task in D4RL_TASKS} == {name for name in RECORDED if wanted.fullmatch(name)}
+    assert {task.preset for task in TASKS.values()} <= set(typing.get_args(Preset))
     families = {task_family(task.env_id) for task in TASKS.values()}
     assert families == set(REFERENCE_SCORES)
     assert float(normalized_score("maze2d-large-dense", 303.4857382709002)) == 100.0

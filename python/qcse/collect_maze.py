@@ -1,0 +1,229 @@
+"""`qcse collect` in mazes: a body led along waypoints, recorded in D4RL's layout.
+
+As in D4RL (arXiv 2004.07219) the body is sent from goal to goal along shortest paths, with noise on its actions, while
+reward and end are those of the task's own goal, which most journeys pass by or never see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from . import __version__
+from .collect import Recording
+from .d4rl_envs import AntMazeEnv, MazeEnv, PointMazeEnv, ant_to_goal, free_cells, shortest_paths
+from .datasets import write_d4rl
+from .envs import make_env
+from .errors import ConfigError
+
+REACHED = 0.5  # distance at which a waypoint counts as passed, and a journey as over
+POSITION_GAIN, VELOCITY_GAIN = 10.0, -1.0  # of the force on the ball, D4RL's
+GOAL_WAY = 10.0  # length of the way to a goal as D4RL's walking policy is told it
+
+# position and velocity or whole observation [D], waypoint [2] -> action [A]
+Driver = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+
+
+@dataclass
+class MazeCollectArgs:
+    """Lead a body through a maze from goal to goal and write what happened in D4RL's layout: NAME.hdf5."""
+
+    env: str = "qcse/pointmaze-umaze-v0"
+    """A maze of this package: qcse/pointmaze-..., qcse/maze2d-... or qcse/antmaze-..."""
+    out: Path = Path("data")
+    """Folder for the dataset."""
+    name: str | None = None
+    """File name without .hdf5. None: that of the environment."""
+    rows: int = 25_000
+    """Transitions to record."""
+    behaviour: Literal["waypoints", "random"] = "waypoints"
+    """waypoints: along the shortest path to one goal after the other; random: uniform actions."""
+    policy: Path | None = None
+    """antmaze: run folder of a policy that walks to goals, trained with --env qcse/antgoal-v2 (or -v4)."""
+    noise: float = 0.5
+    """Standard deviation of the noise on each action. D4RL's: 0.5 in Maze2d, 0.2 in AntMaze."""
+    goals: Literal["anywhere", "task"] = "anywhere"
+    """Where the body is sent: to cells drawn at random (D4RL's multigoal), or to the task's goal alone."""
+    cells: int | None = None
+    """With goals anywhere: only the so many free cells that are nearest to the task's start. None: all."""
+    starts: Literal["anywhere", "task"] = "anywhere"
+    """Where episodes begin: in any free cell (D4RL's multistart), or where the task says."""
+    seed: int = 0
+    """Seed of environment, goals and noise."""
+
+
+def is_maze(env_id: str) -> bool:
+    """Whether `qcse collect` leads a body through this environment instead of training SAC in it."""
+    return env_id.startswith(("qcse/pointmaze-", "qcse/maze2d-", "qcse/antmaze-"))
+
+
+def main(argv: list[str]) -> int:
+    """Entry point of `qcse collect` for mazes."""
+    print(f"wrote {collect_maze(tyro.cli(MazeCollectArgs, args=argv, prog='qcse collect'))}")
+    return 0
+
+
+class Navigator:
+    """Sends a body from goal to goal along the cells of shortest paths.
+
+    Args:
+        env: the maze.
+        random: draws goals and the places inside cells.
+        start: cell of the task's start.
+        count: goals are drawn from so many cells, those nearest to the start; None: all.
+        goal: the only goal; None: cells drawn at random.
+    """
+
+    def __init__(
+        self,
+        env: MazeEnv,
+        random: np.random.Generator,
+        start: tuple[int, int],
+        count: int | None = None,
+        goal: NDArray[Any] | None = None,
+    ) -> None:
+        self.env, self.random, self.only = env, random, goal
+        self.paths = {cell: shortest_paths(env.maze, cell) for cell in free_cells(env.maze)}
+        self.cells = sorted(self.paths, key=lambda cell: self.paths[start][cell])[:count]
+        self.new_journey()
+
+    def new_journey(self) -> None:
+        """Choose the next goal."""
+        if self.only is None:
+            self.target = self.cells[int(self.random.integers(len(self.cells)))]
+            self.goal = self.inside(self.target)
+        else:
+            self.goal, self.target = self.only, self.env.xy_cell(self.only)
+        self.waypoint, self.heading = self.goal, self.target
+
+    def inside(self, cell: tuple[int, int]) -> NDArray[np.float64]:
+        """A place near the middle of a cell, so that journeys through it differ."""
+        xy = self.env.cell_xy(cell)
+        scale = np.linalg.norm(self.env.cell_xy((1, 2)) - self.env.cell_xy((1, 1)))
+        return xy + scale * self.random.uniform(-0.1, 0.1, 2)
+
+    def lead(self, position: NDArray[Any]) -> NDArray[np.float64]:
+        """The place to go for now, from where the body is, [2]."""
+        if np.linalg.norm(position - self.goal) <= REACHED and self.only is None:
+            self.new_journey()
+        here = self.env.xy_cell(position)
+        if here == self.target or here not in self.paths[self.target]:  # squeezed into a wall's edge: straight on
+            self.waypoint, self.heading = self.goal, self.target
+            return self.waypoint
+        distance = self.paths[self.target]
+        row, column = here
+        ways = [
+            c for c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)) if c in distance
+        ]
+        following = min(ways, key=lambda cell: distance[cell])
+        if following != self.heading:
+            self.heading = following
+            self.waypoint = self.goal if following == self.target else self.inside(following)
+        return self.waypoint
+
+
+def push(observation: NDArray[Any], waypoint: NDArray[Any]) -> NDArray[Any]:
+    """Force on the ball towards a waypoint, damped by its velocity."""
+    return POSITION_GAIN * (waypoint - observation[:2]) + VELOCITY_GAIN * observation[2:4]
+
+
+def walk(run: Path) -> Driver:
+    """The stored policy of a run in qcse/antgoal-v2 or -v4, told the way to the waypoint at a length it knows."""
+    from .train import load_policy
+
+    trainer, seed = load_policy(run)
+    if not trainer.config.env.startswith("qcse/antgoal-"):
+        raise ConfigError(
+            f"policy: {run} was trained in {trainer.config.env}; expected a policy that walks to goals: "
+            "qcse train --algo sac --env qcse/antgoal-v2"
+        )
+
+    def drive(observation: NDArray[Any], waypoint: NDArray[Any]) -> NDArray[Any]:
+        state = ant_to_goal(observation, waypoint)
+        state[-2:] *= GOAL_WAY / max(float(np.linalg.norm(state[-2:])), 1e-6)
+        states = torch.from_numpy(trainer._normalized(state)).to(trainer.device).expand(len(trainer.seeds), 1, -1)
+        return trainer.agent.act(states)[seed, 0].cpu().numpy()
+
+    return drive
+
+
+def collect_maze(args: MazeCollectArgs, progress: bool = True) -> Path:
+    """Record `args.rows` transitions; returns the file.
+
+    Raises:
+        ConfigError: an environment that is no maze of this package, no policy for the ant, numbers out of range.
+    """
+    if not is_maze(args.env):
+        raise ConfigError(f"env: {args.env} is not a maze of this package; expected qcse/pointmaze-..., -maze2d-, ...")
+    for name, value, low in (("rows", args.rows, 1), ("noise", args.noise, 0), ("cells", args.cells or 1, 1)):
+        if value < low:
+            raise ConfigError(f"{name}: got {value}, expected {low} or more")
+    env = Recording(make_env(args.env))
+    maze = env.unwrapped
+    assert isinstance(maze, MazeEnv)
+    random = np.random.default_rng(args.seed)
+    drive = _driver(args, maze)
+    env.reset(seed=args.seed)
+    goals: list[NDArray[np.float64]] = []
+    goal = maze.goal if args.goals == "task" else None
+    navigator = Navigator(maze, random, maze.xy_cell(maze.data.qpos[:2]), args.cells, goal)
+    fresh = True
+    for _ in tqdm(range(args.rows), unit="row", desc="collect", disable=not progress, leave=False):
+        if fresh:
+            options = {}
+            if args.starts == "anywhere":
+                cell = navigator.cells[int(random.integers(len(navigator.cells)))]
+                options = {"position": navigator.inside(cell)}
+            env.reset(options=options)
+            navigator.only = maze.goal if args.goals == "task" else None
+            navigator.new_journey()
+        if args.behaviour == "random":
+            action = random.uniform(-1, 1, env.action_space.shape)
+        else:
+            waypoint = navigator.lead(maze.data.qpos[:2])
+            action = np.clip(drive(maze.observation(), waypoint), -1, 1)
+            action = action + args.noise * random.standard_normal(action.shape)
+        goals.append(maze.goal.copy())
+        _, _, terminated, truncated, _ = env.step(np.clip(action, -1, 1).astype(np.float32))
+        fresh = terminated or truncated
+    arrays = env.arrays() | {"infos/goal": np.array(goals, np.float32)}
+    name = args.name or args.env.removeprefix("qcse/").rpartition("-v")[0]
+    led = "uniform random actions" if args.behaviour == "random" else "waypoints"
+    path = args.out / f"{name}.hdf5"
+    write_d4rl(
+        path,
+        arrays,
+        {
+            "env_id": args.env,
+            "algorithm": f"qcse {__version__} {led}",
+            "noise": args.noise,
+            "goals": args.goals,
+            "starts": args.starts,
+            "policy": str(args.policy.name) if args.policy else "",
+            "seed": args.seed,
+        },
+    )
+    return path
+
+
+def _driver(args: MazeCollectArgs, maze: Any) -> Driver:
+    if isinstance(maze, PointMazeEnv) or args.behaviour == "random":
+        if args.policy is not None:
+            raise ConfigError(f"policy: got {args.policy}, but {args.behaviour} in {args.env} needs none")
+        return push
+    assert isinstance(maze, AntMazeEnv)
+    if args.policy is None:
+        raise ConfigError(
+            f"policy: got none, but waypoints alone do not move the ant of {args.env}; train one that walks to goals "
+            "(qcse train --algo sac --env qcse/antgoal-v2 --out runs/walk) and name its run with --policy, or record "
+            "--behaviour random"
+        )
+    return walk(args.policy)
