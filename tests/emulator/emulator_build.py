@@ -63,15 +63,25 @@ def _with_includes(source: Path, folders: list[Path], seen: set[Path] | None = N
     return seen
 
 
-def build(csrc: Path = ROOT / "csrc", folder: Path = ROOT / "build" / "emulator", jobs: int = 2) -> Path:
+def build(
+    csrc: Path = ROOT / "csrc", folder: Path = ROOT / "build" / "emulator", jobs: int = 2, strict: bool = True
+) -> Path:
     """Builds what changed and returns the library's path.
 
-    ``csrc`` is the tree that holds ``knn.h`` and ``cuda/``, by default the repository's; copies with planted faults
-    are built the same way. Objects are kept in ``folder`` under a digest of every source they include.
+    ``csrc`` is the tree that holds ``knn.h`` and ``cuda/``, by default the repository's. Copies with planted faults are
+    built the same way, with ``strict=False``: they may leave a variable unused. Objects are kept in ``folder`` under a
+    digest of every source they include.
     """
     kernels = sorted((csrc / "cuda").glob("*.cu"))
     compiler = _compiler()
-    common = [*FLAGS, *_fused_multiply_add(), "-DQCSE_EMULATED_CUDA", f"-I{csrc}", f"-I{HERE}"]
+    common = [
+        *FLAGS,
+        *([] if strict else ["-w"]),
+        *_fused_multiply_add(),
+        "-DQCSE_EMULATED_CUDA",
+        f"-I{csrc}",
+        f"-I{HERE}",
+    ]
     folder.mkdir(parents=True, exist_ok=True)
 
     objects: list[Path] = []

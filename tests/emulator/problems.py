@@ -111,6 +111,28 @@ def directed() -> list[tuple[str, Problem]]:
         ref_values, ref_states = (mirror * places[order]).astype(np.float32), far[order].astype(np.float32)
         found.append(("the farther side", Problem(states, values, 12, ref_states[None, :, None], ref_values[None])))
 
+    # Long lists that are filled by a few keys at a time, so that keys move from one register to the next.
+    for dtype in (np.float32, np.float64):
+        states, values = rng.standard_normal((1, 4, 3)).astype(dtype), rng.standard_normal((1, 4)).astype(dtype)
+        ref_states, ref_values = (
+            rng.standard_normal((1, 1000, 3)).astype(dtype),
+            rng.standard_normal((1, 1000)).astype(dtype),
+        )
+        found.append(("long lists", Problem(states, values, 100, ref_states, ref_values)))
+
+    # Bounds whose squares are zero or not normal, and more candidates than one look of a warp.
+    for scale in (1e-26, 2e-22):
+        states, values = np.zeros((1, 4, 2)), rng.standard_normal((1, 4)) * scale
+        ref_states, ref_values = rng.standard_normal((1, 1000, 2)) * scale, rng.standard_normal((1, 1000)) * scale
+        parts = [part.astype(np.float32) for part in (states, values, ref_states, ref_values)]
+        found.append(("squares that vanish", Problem(parts[0], parts[1], 12, parts[2], parts[3])))
+
+    # A second batch entry that does not begin at a multiple of 16 bytes, in whole tiles.
+    states, values = rng.standard_normal((2, 5, 3)).astype(np.float32), rng.standard_normal((2, 5)).astype(np.float32)
+    ref_states, ref_values = rng.standard_normal((2, 301, 3)), rng.standard_normal((2, 301))
+    references = ref_states.astype(np.float32), ref_values.astype(np.float32)
+    found.append(("not aligned", Problem(states, values, 7, *references)))
+
     # A self that is not finite takes no candidate away: k are left, and k - 1 would be too few.
     states, values = rng.standard_normal((1, 5, 3)), rng.standard_normal((1, 5))
     ref_states, ref_values = rng.standard_normal((1, 5, 3)), rng.standard_normal((1, 5))
