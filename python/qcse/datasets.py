@@ -44,7 +44,7 @@ REFERENCE_SCORES: dict[str, tuple[float, float]] = {
 REQUIRED_KEYS = ("observations", "actions", "rewards", "terminals")
 FLAG_KEYS = ("terminals", "timeouts")
 
-SLAB_BYTES = 16 << 20  # read at once; bounds the memory that reading takes beside the arrays themselves
+SLAB_BYTES = 4 << 20  # read at once; bounds the memory that reading takes beside the arrays themselves
 PROGRESS_BYTES = 64 << 20  # below this a progress bar would flash by
 METADATA_TEXT = 10_000  # characters of a metadata text that are kept
 
@@ -182,7 +182,8 @@ def load_d4rl(
 def _opened(path: Path, locking: bool | None = None) -> Iterator[h5py.File]:
     """An HDF5 file for reading; whatever h5py raises on damaged content becomes a DatasetError."""
     try:
-        with h5py.File(path, "r", locking=locking) as file:
+        # Each chunk is read once, so a cache of chunks would only cost memory.
+        with h5py.File(path, "r", locking=locking, rdcc_nbytes=1 << 20) as file:
             yield file
     except PermissionError as error:
         raise DatasetError(f"dataset: {path} may not be read by this user; check its permissions") from error

@@ -299,7 +299,7 @@ def check_compatible(env: gymnasium.Env[Any, Any] | str, transitions: Transition
             "coordinates. D4RL's AntMaze and Maze2d files belong to qcse/antmaze-... and qcse/maze2d-...; Minari's "
             "sets to the environment they were recorded in, --env minari:ID"
         )
-    largest = float(np.abs(transitions.actions).max())
+    largest = float(max(transitions.actions.max(), -transitions.actions.min()))  # np.abs would copy them
     if largest > 1.0 + 1e-3:
         raise EnvError(
             f"env: {source} has actions up to {largest:.4g}; expected -1 to 1, which {name}'s bounds are mapped to: "
