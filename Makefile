@@ -51,6 +51,16 @@ faults: install  ## plant faults in copies of the CUDA kernels: how many does th
 kernels: install  ## compile every CUDA kernel for every architecture; a new register spill fails (needs nvcc, no GPU)
 	$(BIN)/python benchmarks/kernel_resources.py
 
+# On a machine with an NVIDIA GPU: with the Python and torch that are there (PYTHON), no network, no virtual environment.
+# OUT: folder for what is found; WHEELS: folder of wheels to take packages from; DRY_RUN=1: print, run what needs no GPU.
+export OUT ?= build/gpu
+export WHEELS DRY_RUN
+gpu-check:  ## verify the CUDA operator on the GPU that is here: tests, compute-sanitizer
+	$(PYTHON) benchmarks/gpu_check.py
+
+gpu-bench:  ## measure it: graph replay, then side by side with what is installed
+	$(PYTHON) benchmarks/gpu_bench.py
+
 # The CPU code, instrumented, in a virtual environment of its own beside the other; sanitizers' libraries come first.
 SANITIZED := $(VENV)-sanitized
 sanitize: install  ## the operator's tests under AddressSanitizer and UndefinedBehaviorSanitizer
