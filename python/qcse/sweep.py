@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -48,6 +50,7 @@ def run_all(runs: Mapping[Path, Sequence[str]], steps: int, workers: int) -> Non
     bars: dict[Path, tqdm[Any]] = {}
     quiet = not sys.stderr.isatty()
     try:
+        _stop_on_signals()
         while waiting or running:
             while waiting and len(running) < workers:
                 out = waiting.pop(0)
@@ -76,6 +79,17 @@ def run_all(runs: Mapping[Path, Sequence[str]], steps: int, workers: int) -> Non
             process.wait()
         for bar in bars.values():
             bar.close()
+
+
+def _stop_on_signals() -> None:
+    """Ctrl-C and SIGTERM alike end this process by KeyboardInterrupt, even where a shell had told it to ignore them."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
