@@ -14,7 +14,8 @@ namespace {
 const CriticKernelSet& kernel_set() {
 #ifdef QCSE_X86_KERNELS
   const char* name = instruction_set();
-  if (std::strcmp(name, kAvx512Critic.name) == 0) return kAvx512Critic;
+  // Further sets of the neighbour search, such as avx512vnni, extend this one.
+  if (std::strncmp(name, kAvx512Critic.name, std::strlen(kAvx512Critic.name)) == 0) return kAvx512Critic;
   if (std::strcmp(name, kAvx2Critic.name) == 0) return kAvx2Critic;
 #endif
   return kPortableCritic;

@@ -112,9 +112,9 @@ class DemoArgs:
     """Folder for the runs and the report; an earlier demonstration in it is continued."""
     algo: Algo = "cql"
     """Algorithm of both runs."""
-    offline_steps: int = 2500
+    offline_steps: int = 3000
     """Updates on the dataset."""
-    online_steps: int = 5000
+    online_steps: int = 9000
     """Environment steps of fine-tuning."""
     seeds: int = 2
     """Runs with and as many without the bonus, trained together."""
