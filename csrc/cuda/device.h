@@ -6,6 +6,7 @@
 // here that has a twin in the emulator.
 #pragma once
 #if defined(__CUDACC__)
+#include <cuda_fp16.h>
 #include <cuda_pipeline_primitives.h>
 #include <cuda_runtime.h>
 #elif defined(QCSE_EMULATED_CUDA)
@@ -77,6 +78,33 @@ __device__ __forceinline__ float smaller(float a, float b) { return fminf(a, b);
 __device__ __forceinline__ double smaller(double a, double b) { return fmin(a, b); }
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
+
+// --- Half precision and the tensor cores ----------------------------------------------------------------------------
+// The bits of the nearest half-precision number, for magnitudes up to 65504, and the number of these bits.
+#if defined(__CUDACC__)
+__device__ __forceinline__ unsigned half_bits(float a) { return __half_as_ushort(__float2half_rn(a)); }
+__device__ __forceinline__ float half_value(unsigned bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+#else
+inline unsigned half_bits(float a) { return emulator::half_bits(a); }
+inline float half_value(unsigned bits) { return emulator::half_value(bits); }
+#endif
+
+// sum += A B for a 16 x 16 matrix A and a 16 x 8 matrix B of halves, by a whole warp. Lane 4 g + t holds rows g and g +
+// 8 of A in a[0], a[2] and a[1], a[3], column g of B in b[0], b[1], and of the sum rows g and g + 8 (sum[0], sum[1] and
+// sum[2], sum[3]) at columns 2 t and 2 t + 1. Which 16 products make up an element does not depend on their order, so
+// the lane's two words may be any two of the row's eight, as long as A and B agree.
+__device__ __forceinline__ void multiply_halves(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#if defined(__CUDACC__)
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  emulator::multiply_halves(sum, a, b);
+#endif
+}
 
 // --- Shared memory --------------------------------------------------------------------------------------------------
 // N values that travel in one or two vector instructions.

@@ -2,6 +2,7 @@
 
 #include "device.h"
 #include "knn_large.h"
+#include "knn_screened.h"
 #include "knn_small.h"
 
 namespace qcse::cuda {
@@ -23,21 +24,31 @@ Status select_device(int ordinal, Device* device) {
 namespace {
 
 template <typename T>
-bool is_small(const KnnProblem<T>& problem, Path path) {
-  return path == Path::kSmall || (path == Path::kAuto && problem.refs <= kSmallMaxRefs);
+Path choose(const KnnProblem<T>& problem, const Device& device, Path path) {
+  if (path != Path::kAuto) return path;
+  if (problem.refs <= kSmallMaxRefs) return Path::kSmall;
+  return screen_suits(problem, device) ? Path::kScreened : Path::kLarge;
 }
 
 }  // namespace
 
 template <typename T>
 size_t workspace_bytes(const KnnProblem<T>& problem, const Device& device, Path path) {
-  return is_small(problem, path) ? 0 : large_workspace_bytes(problem, device);
+  switch (choose(problem, device, path)) {
+    case Path::kScreened: return screened_workspace_bytes(problem);
+    case Path::kLarge: return large_workspace_bytes(problem);
+    default: return 0;
+  }
 }
 
 template <typename T>
 Status launch(const KnnProblem<T>& problem, const Device& device, void* workspace, void* stream, Path path) {
   const auto on = static_cast<cudaStream_t>(stream);
-  if (!is_small(problem, path)) return launch_large(problem, device, workspace, on);
+  switch (choose(problem, device, path)) {
+    case Path::kScreened: return launch_screened(problem, device, workspace, on);
+    case Path::kLarge: return launch_large(problem, device, workspace, on);
+    default: break;
+  }
   if (problem.refs > kSmallMaxRefs) return {"knn_small_kernel", "it is made for at most 4096 references"};
   return launch_small(problem, device, on);
 }

@@ -22,10 +22,10 @@ struct Status {
 // copy than the one in here, so its choice of device does not carry over.)
 Status select_device(int ordinal, Device* device);
 
-// Both kernels give the same bits. The small one is made for up to kSmallMaxRefs references and refuses more; it is one
-// launch. The large one sorts by value first. kAuto, the default everywhere, goes by the number of references; tests
-// and benchmarks name one.
-enum class Path { kAuto, kSmall, kLarge };
+// All kernels give the same bits. The small one is made for up to kSmallMaxRefs references and refuses more; it is one
+// launch. The others sort by value first; the screened one lets tensor cores rule pairs out. kAuto, the default
+// everywhere, goes by the shape and the device; tests and benchmarks name one.
+enum class Path { kAuto, kSmall, kLarge, kScreened };
 inline constexpr int64_t kSmallMaxRefs = 4096;
 
 // Bytes of device memory, aligned to 256, that `launch` needs for this shape; may be 0. What it holds beforehand

@@ -7,7 +7,7 @@
 namespace qcse::cuda {
 
 template <typename T>
-size_t large_workspace_bytes(const KnnProblem<T>& problem, const Device& device);
+size_t large_workspace_bytes(const KnnProblem<T>& problem);
 
 template <typename T>
 Status launch_large(const KnnProblem<T>& problem, const Device& device, void* workspace, cudaStream_t stream);

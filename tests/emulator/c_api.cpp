@@ -127,13 +127,13 @@ void emulator_configure(uint64_t seed, int checks, int multiprocessors, uint64_t
   c.shared_bytes = shared_bytes;
 }
 
-// path: 0 brute force, 1 the kernel that the shape asks for, 2 the small one, 3 the large one. sizes: batch, queries,
-// refs, dim, k. inputs: states, values, ref_states, ref_values, self_index (the last three may be null). outputs:
-// radius, count, entropy (each may be null). Returns 0, or 1 and leaves a message.
+// path: 0 brute force, 1 the kernel that the shape asks for, 2 the small one, 3 the large one, 4 the screened one.
+// sizes: batch, queries, refs, dim, k. inputs: states, values, ref_states, ref_values, self_index (the last three may
+// be null). outputs: radius, count, entropy (each may be null). Returns 0, or 1 and leaves a message.
 int emulator_knn(int is_double, int path, const int64_t* sizes, const void* const* inputs, void* const* outputs,
                  double offset) {
   constexpr qcse::cuda::Path kPaths[] = {qcse::cuda::Path::kAuto, qcse::cuda::Path::kAuto, qcse::cuda::Path::kSmall,
-                                         qcse::cuda::Path::kLarge};
+                                         qcse::cuda::Path::kLarge, qcse::cuda::Path::kScreened};
   return guarded([&] {
     if (is_double != 0) {
       const auto p = problem_of<double>(sizes, inputs, outputs, offset);

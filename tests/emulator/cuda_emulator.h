@@ -78,12 +78,37 @@ struct Site {
 };
 #define EMULATOR_SITE ::emulator::Site site = {__builtin_FILE(), __builtin_LINE()}
 
-enum class Vote { kSync, kShuffle, kShuffleUp, kShuffleDown, kShuffleXor, kBallot, kAll, kAny, kAdd, kMin, kMax, kOr };
+enum class Vote {
+  kSync,
+  kShuffle,
+  kShuffleUp,
+  kShuffleDown,
+  kShuffleXor,
+  kBallot,
+  kAll,
+  kAny,
+  kAdd,
+  kMin,
+  kMax,
+  kOr,
+  kMatrix
+};
 enum class Barrier { kPlain, kCount, kAnd, kOr };
 uint64_t vote(Vote vote, unsigned mask, uint64_t value, int operand, Site site);
 int barrier(Barrier kind, int predicate, Site site);
 void* shared_array(size_t offset, size_t bytes);
 void require_alignment(const void* pointer, size_t bytes);
+unsigned half_bits(float a);
+float half_value(unsigned bits);
+// The tensor core's product for one lane: operands, and the sum that it gives back. Products are exact; the result errs
+// by as much as a GPU may (csrc/cuda/screen.h has the model), upwards, downwards or at random by the seed.
+struct MatrixLane {
+  const unsigned* a;
+  const unsigned* b;
+  float* sum;
+};
+void multiply_halves(float* sum, const unsigned* a, const unsigned* b,
+                     Site site = {__builtin_FILE(), __builtin_LINE()});
 void fence();
 void before_atomic(void* pointer, size_t bytes);
 void copy_async(void* shared, const void* global, size_t bytes, Site site);

@@ -11,7 +11,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 OFFSET = 1e-5
-PATHS = {"brute force": 0, "auto": 1, "small": 2, "large": 3}
+PATHS = {"brute force": 0, "auto": 1, "small": 2, "large": 3, "screened": 4}
 
 
 class EmulatorError(RuntimeError):
@@ -95,7 +95,7 @@ class Emulator:
     def knn(self, problem: Problem, path: str = "auto", outputs: str = "rce") -> Answer:
         """The kernels of csrc/cuda, emulated.
 
-        ``path``: ``auto`` goes by the shape, ``small`` or ``large`` names a kernel. ``outputs``: which of r(adius),
+        ``path``: ``auto`` goes by the shape, ``small``, ``large`` or ``screened`` names a kernel. ``outputs``: which of r(adius),
         c(ount), e(ntropy) to ask for.
         """
         return self._call(problem, path, outputs)

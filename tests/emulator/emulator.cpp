@@ -92,7 +92,8 @@ std::string g_failure_message;
 const char* name_of_vote(Vote vote) {
   constexpr const char* kNames[] = {"__syncwarp",        "__shfl_sync",       "__shfl_up_sync",    "__shfl_down_sync",
                                     "__shfl_xor_sync",   "__ballot_sync",     "__all_sync",        "__any_sync",
-                                    "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync", "__reduce_or_sync"};
+                                    "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync", "__reduce_or_sync",
+                                    "mma.sync"};
   return kNames[static_cast<int>(vote)];
 }
 std::string hex(unsigned mask) {
@@ -219,6 +220,49 @@ void try_barrier(Block& b) {
   }
 }
 
+// --- Tensor cores ---------------------------------------------------------------------------------------------------
+// How far a result may be from the exact one, relative to the sum of the addends' magnitudes; the rounding of the
+// result to single precision takes the rest of 2^-18.
+constexpr double kMatrixError = 0x1p-18 * (31.0 / 32.0);
+
+void multiply_matrices(Thread* const (&lane)[32]) {
+  const auto of = [&](unsigned l) { return reinterpret_cast<const MatrixLane*>(lane[l]->value); };
+  float a[16][16], b[16][8];
+  for (unsigned l = 0; l < 32; ++l) {
+    const unsigned g = l / 4, t = l % 4;
+    for (unsigned half = 0; half < 2; ++half) {
+      const auto part = [&](unsigned word) { return half_value(word >> (16 * half) & 0xffffu); };
+      for (unsigned pair = 0; pair < 2; ++pair) {
+        const unsigned k = 8 * pair + 2 * t + half;
+        a[g][k] = part(of(l)->a[2 * pair]);
+        a[g + 8][k] = part(of(l)->a[2 * pair + 1]);
+        b[k][g] = part(of(l)->b[pair]);
+      }
+    }
+  }
+  for (unsigned l = 0; l < 32; ++l) {
+    for (unsigned i = 0; i < 4; ++i) {
+      const unsigned row = l / 4 + 8 * (i / 2), column = 2 * (l % 4) + i % 2;
+      float& result = of(l)->sum[i];
+      double sum = result, size = std::fabs(result);
+      for (unsigned k = 0; k < 16; ++k) {
+        const double product = static_cast<double>(a[row][k]) * static_cast<double>(b[k][column]);
+        sum += product;
+        size += std::fabs(product);
+      }
+      if (std::isfinite(size)) {
+        constexpr double kParts = 1 << 20;
+        const uint64_t style = g_config.seed % 3;
+        const double part = style == 0   ? 1
+                            : style == 1 ? -1
+                                         : 2 * static_cast<double>(random_number() % (1 << 20)) / kParts - 1;
+        sum += part * kMatrixError * size;
+      }
+      result = static_cast<float>(sum);
+    }
+  }
+}
+
 // --- Votes and shuffles ---------------------------------------------------------------------------------------------
 void complete_vote(Block& b, unsigned mask, Thread* any) {
   Thread* lane[32] = {};
@@ -242,6 +286,7 @@ void complete_vote(Block& b, unsigned mask, Thread* any) {
       together.known[o] = std::max(together.known[o], lane[l]->knowledge.known[o]);
     }
   }
+  if (any->vote == Vote::kMatrix) multiply_matrices(lane);
   for (unsigned l = 0; l < 32; ++l) {
     Thread* const t = lane[l];
     if (t == nullptr) continue;
@@ -262,6 +307,7 @@ void complete_vote(Block& b, unsigned mask, Thread* any) {
       case Vote::kMin: t->result = static_cast<uint32_t>(least); break;
       case Vote::kMax: t->result = static_cast<uint32_t>(most); break;
       case Vote::kOr: t->result = bits; break;
+      case Vote::kMatrix: break;
     }
     if (t->vote >= Vote::kShuffle && t->vote <= Vote::kShuffleXor) {
       if (source < 0 || source > 31) source = static_cast<int>(l);  // out of the warp: a lane keeps its own value
@@ -438,6 +484,26 @@ void require_alignment(const void* pointer, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) {
     fail(Kind::kMisaligned, "a vector access to an address that is not a multiple of " + std::to_string(bytes));
   }
+}
+
+// Round to nearest even, for magnitudes that half precision holds.
+unsigned half_bits(float a) {
+  const unsigned sign = std::signbit(a) ? 0x8000u : 0u;
+  const float size = std::fabs(a);
+  if (size < 0x1p-14f) return sign | static_cast<unsigned>(std::nearbyint(size * 0x1p24f));  // the largest: 2^-14
+  const int exponent = std::ilogb(size);
+  const auto fraction = static_cast<unsigned>(std::nearbyint(std::ldexp(size, 10 - exponent)));  // 1024 .. 2048
+  return sign | ((static_cast<unsigned>(exponent + 15) << 10) + (fraction - 1024));
+}
+float half_value(unsigned bits) {
+  const unsigned exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const float size = exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
+                                   : std::ldexp(static_cast<float>(1024 + fraction), static_cast<int>(exponent) - 25);
+  return (bits & 0x8000u) != 0 ? -size : size;
+}
+void multiply_halves(float* sum, const unsigned* a, const unsigned* b, Site site) {
+  const MatrixLane mine{a, b, sum};
+  vote(Vote::kMatrix, 0xffffffffu, reinterpret_cast<uint64_t>(&mine), 0, site);
 }
 
 void fence() { checker::fence_passed(); }

@@ -21,11 +21,11 @@ def check(emulator: Emulator, problem: Problem, path: str, what: str) -> None:
     assert same_bits(got.entropy, expected.entropy), what
 
 
-# Both kernels take any shape that is small enough to emulate, and are tested on the same problems.
-both = pytest.mark.parametrize("path", ["small", "large"])
+# Every kernel takes any shape that is small enough to emulate, and all are tested on the same problems.
+every_path = pytest.mark.parametrize("path", ["small", "large", "screened"])
 
 
-@both
+@every_path
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + PROBLEMS))
 def test_random_problem(emulator: Emulator, seed: int, path: str) -> None:
     problem, device, what = draw(seed)
@@ -33,7 +33,7 @@ def test_random_problem(emulator: Emulator, seed: int, path: str) -> None:
     check(emulator, problem, path, what)
 
 
-@both
+@every_path
 @pytest.mark.parametrize(("what", "problem"), directed(), ids=lambda x: x if isinstance(x, str) else "")
 def test_directed_problem(emulator: Emulator, what: str, problem: Problem, path: str) -> None:
     for multiprocessors in (1, 8):
@@ -47,7 +47,7 @@ def normal(seed: int, n: int, dim: int, k: int, dtype: type = np.float32, batch:
     return Problem(states, rng.standard_normal((batch, n)).astype(dtype), k)
 
 
-@both
+@every_path
 @pytest.mark.parametrize("multiprocessors", [1, 8, 200])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
@@ -55,11 +55,15 @@ def normal(seed: int, n: int, dim: int, k: int, dtype: type = np.float32, batch:
     [(2, 1, 1), (9, 1024, 5), (129, 7, 128), (150, 17, 12), (110, 26, 33)],
 )
 def test_shape(emulator: Emulator, n: int, dim: int, k: int, dtype: type, multiprocessors: int, path: str) -> None:
+    if path == "screened" and dim > 256:  # it has no room for so many: the choice by shape never names it there
+        with pytest.raises(EmulatorError, match="too little shared memory"):
+            emulator.knn(normal(n, n, dim, k, dtype), path)
+        path = "auto"
     emulator.configure(seed=5, multiprocessors=multiprocessors)
     check(emulator, normal(n, n, dim, k, dtype), path, f"n {n} dim {dim} k {k}")
 
 
-@both
+@every_path
 def test_more_than_one_tile_of_references(emulator: Emulator, path: str) -> None:
     rng = np.random.default_rng(3)
     for refs in (255, 256, 257, 511, 1100):
@@ -71,7 +75,7 @@ def test_more_than_one_tile_of_references(emulator: Emulator, path: str) -> None
             check(emulator, problem, path, f"refs {refs}")
 
 
-@both
+@every_path
 def test_a_lone_reference_that_is_the_query_itself_leaves_no_candidate(emulator: Emulator, path: str) -> None:
     problem = normal(0, 1, 3, 1)
     answer = emulator.knn(problem, path)
@@ -79,7 +83,7 @@ def test_a_lone_reference_that_is_the_query_itself_leaves_no_candidate(emulator:
     assert np.isnan(answer.radius).all() and np.isnan(answer.entropy).all() and (answer.count == -1).all()
 
 
-@both
+@every_path
 def test_overflow_is_a_radius_and_a_missing_candidate_is_not(emulator: Emulator, path: str) -> None:
     problem = normal(1, 6, 2, 5)
     problem.states *= np.float32(1e30)
@@ -91,7 +95,7 @@ def test_overflow_is_a_radius_and_a_missing_candidate_is_not(emulator: Emulator,
     assert answer.radius is not None and np.isnan(answer.radius).all()
 
 
-@both
+@every_path
 def test_index_out_of_range_means_no_self(emulator: Emulator, path: str) -> None:
     problem = normal(2, 4, 3, 4)
     problem.ref_states, problem.ref_values = problem.states.copy(), problem.values.copy()
@@ -104,7 +108,7 @@ def test_index_out_of_range_means_no_self(emulator: Emulator, path: str) -> None
     assert np.array_equal(answer.count, expected.count)
 
 
-@both
+@every_path
 @pytest.mark.parametrize("outputs", ["r", "c", "e", "rc", "re"])
 def test_only_what_is_asked_for_is_written(emulator: Emulator, outputs: str, path: str) -> None:
     problem = normal(4, 20, 3, 2)
@@ -120,7 +124,7 @@ def test_only_what_is_asked_for_is_written(emulator: Emulator, outputs: str, pat
             assert np.array_equal(got, expected)
 
 
-@both
+@every_path
 @pytest.mark.parametrize("seed", range(12))
 def test_the_schedule_does_not_matter(emulator: Emulator, seed: int, path: str) -> None:
     problem = normal(9, 45, 26, 6)
@@ -128,10 +132,10 @@ def test_the_schedule_does_not_matter(emulator: Emulator, seed: int, path: str) 
     check(emulator, problem, path, f"schedule {seed}")
 
 
-@both
+@every_path
 def test_a_launch_that_fails_names_the_kernel_and_the_reason(emulator: Emulator, path: str) -> None:
     emulator.configure(shared_bytes=20 * 1024)
-    with pytest.raises(EmulatorError, match=rf"knn_{path}_kernel: invalid argument"):
+    with pytest.raises(EmulatorError, match=rf"knn_{path}_kernel: (invalid argument|.*too little shared memory)"):
         emulator.knn(normal(0, 20, 500, 1), path)
 
 
