@@ -109,7 +109,13 @@ __global__ void __launch_bounds__(kShadowThreads) knn_shadow_kernel(SortedRefs<T
 // --- The search -----------------------------------------------------------------------------------------------------
 // A warp owns 32 queries, a block as many warps as shared memory has room for. All of them see every candidate tile.
 constexpr int kMaxWarps = 8;
-constexpr int kBlocks = 2;  // of kMaxWarps that shall share a multiprocessor's registers
+// Blocks of kMaxWarps that shall share a multiprocessor's registers; for most architectures the compiler can't let two
+// do so without spills.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+constexpr int kBlocks = 2;
+#else
+constexpr int kBlocks = 1;
+#endif
 
 // Pairs that a warp keeps until it has 32 to compute: fewer than 32 from before, and what one row of its lanes' sums
 // can add, a quarter of 32 x kSide.
@@ -120,25 +126,38 @@ struct Pair {
   int place;  // of the candidate in sorted order
 };
 
+// What a warp keeps of its own, at offsets known to the compiler.
+template <typename T, int kRegisters>
+struct WarpLayout {
+  size_t lists = 0, bounds = 0, reach = 0, errors = 0, norms = 0, values = 0, self = 0, queue = 0, queued = 0,
+         bytes = 0;
+
+  __host__ __device__ constexpr WarpLayout() {
+    SharedLayout layout;
+    lists = layout.add<T>(kWarp * kRegisters * kWarp);
+    bounds = layout.add<T>(kWarp);
+    reach = layout.add<float>(kWarp);
+    errors = layout.add<float>(kWarp);
+    norms = layout.add<float>(kWarp);
+    values = layout.add<T>(kWarp);
+    self = layout.add<int>(kWarp);
+    queue = layout.add<Pair>(kQueue);
+    queued = layout.add<int>(1);
+    bytes = layout.bytes();
+  }
+};
+
 template <typename T, int kRegisters>
 struct ScreenLayout {
-  size_t shadows, stages, tile_norms, lists, bounds, reach, errors, norms, values, self, queue, queued, flags, bytes;
+  size_t shadows, stages, tile_norms, flags, bytes;  // after what the warps keep of their own
 
   __host__ __device__ ScreenLayout(int pitch, int warps) {
-    const size_t queries = static_cast<size_t>(warps) * kWarp;
+    constexpr WarpLayout<T, kRegisters> kOwn;
     SharedLayout layout;
-    shadows = layout.add<unsigned>(queries * pitch);
+    layout.add<unsigned char>(kOwn.bytes * warps);
+    shadows = layout.add<unsigned>(static_cast<size_t>(warps) * kWarp * pitch);
     stages = layout.add<unsigned>(2 * static_cast<size_t>(kTile) * pitch);
     tile_norms = layout.add<float>(2 * kTile);
-    lists = layout.add<T>(queries * kRegisters * kWarp);
-    bounds = layout.add<T>(queries);
-    reach = layout.add<float>(queries);
-    errors = layout.add<float>(queries);
-    norms = layout.add<float>(queries);
-    values = layout.add<T>(queries);
-    self = layout.add<int>(queries);
-    queue = layout.add<Pair>(static_cast<size_t>(warps) * kQueue);
-    queued = layout.add<int>(warps);
     flags = layout.add<unsigned>(2 * static_cast<size_t>(warps));
     bytes = layout.bytes();
   }
@@ -163,15 +182,57 @@ struct WarpQueries {
   int first;  // of the warp's queries within the block
   int lane;
   T scale;
-  T* lists;      // [32][kRegisters][32]
-  T* bounds;     // [32]: no key at or above this is wanted
-  float* reach;  // t + e_x of csrc/cuda/screen.h
-  const float* errors;
-  const float* norms;
-  const T* values;
-  const int* self;
-  Pair* queue;
-  int* queued;
+  T* lists;       // [32][kRegisters][32], each in ascending order
+  T* bounds;      // [32]: no key at or above this is wanted
+  float* reach;   // [32]: t + e_x of csrc/cuda/screen.h, errors and norms likewise
+  float* errors;  // [32]
+  float* norms;   // [32]
+  T* values;      // [32]
+  int* self;      // [32]
+  Pair* queue;    // [kQueue]
+  int* queued;    // how many
+
+  __device__ __forceinline__ WarpQueries(const SortedView<T>& view_, int warp, int lane_, T scale_)
+      : view(view_), first(warp * kWarp), lane(lane_), scale(scale_) {
+    constexpr WarpLayout<T, kRegisters> kOwn;
+    const size_t at = kOwn.bytes * warp;
+    lists = shared_array<T>(at + kOwn.lists, kWarp * kRegisters * kWarp);
+    bounds = shared_array<T>(at + kOwn.bounds, kWarp);
+    reach = shared_array<float>(at + kOwn.reach, kWarp);
+    errors = shared_array<float>(at + kOwn.errors, kWarp);
+    norms = shared_array<float>(at + kOwn.norms, kWarp);
+    values = shared_array<T>(at + kOwn.values, kWarp);
+    self = shared_array<int>(at + kOwn.self, kWarp);
+    queue = shared_array<Pair>(at + kOwn.queue, kQueue);
+    queued = shared_array<int>(at + kOwn.queued, 1);
+  }
+
+  // Fills all of it, and writes the shadows of -2 times the queries, [32][pitch].
+  __device__ __forceinline__ void prepare(unsigned* shadows, int dim, int steps, const Frame<T>& frame) const {
+    const int pitch = shadow_pitch(steps);
+    const T value = view.query_value(first + lane);
+    if (lane == 0) *queued = 0;
+    values[lane] = value;
+    self[lane] = view.self_of(first + lane);
+    bounds[lane] = is_finite(value) ? infinity<T>() : T(0);
+    for (int e = lane; e < kWarp * kRegisters * kWarp; e += kWarp) lists[e] = infinity<T>();
+#pragma unroll 1
+    for (int i = 0; i < kWarp; ++i) {
+      unsigned* const to = shadows + i * pitch;
+      Shadow shadow{0, infinity<float>()};  // of a query that wants nothing
+      if (is_finite(__shfl_sync(kFullWarp, value, i))) {
+        shadow = cast_shadow(view.query_row(first + i), dim, steps, frame, -2.0f, to, lane);
+      } else {
+        for (int w = lane; w < pitch; w += kWarp) to[w] = 0;
+      }
+      if (lane == i) {
+        norms[i] = shadow.norm;
+        errors[i] = shadow.error;
+        reach[i] = screen_reach(bounds[i], scale, shadow.error);
+      }
+    }
+    __syncwarp();
+  }
 
   // Computes the last `count` pairs of `end` in the queue, at most 32, and takes their keys into the lists. The warp's
   // lanes have seen the queue, and see the new bounds afterwards.
@@ -247,7 +308,6 @@ struct WarpQueries {
 // One block for each tile of queries in sorted order: blockIdx.x = batch entry * tiles + tile.
 template <typename T, int kRegisters>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks) knn_screened_kernel(const ScreenParameters<T> parameters) {
-  constexpr int kListSize = kRegisters * kWarp;
   const KnnProblem<T>& problem = parameters.problem;
   const Shadows<T>& shadows = parameters.shadows;
   const int thread = static_cast<int>(threadIdx.x);
@@ -265,20 +325,11 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks) knn_screened_kernel
   const SortedView<T> view(problem, parameters.refs, parameters.queries, parameters.tiles, threads);
   const Frame<T> frame = shadows.frame(view.entry, dim);
   const ScreenLayout<T, kRegisters> layout(pitch, warps);
-  const auto queries = static_cast<size_t>(threads);
-  unsigned* const query_shadows = shared_array<unsigned>(layout.shadows, queries * pitch);
+  unsigned* const shadow_rows = shared_array<unsigned>(layout.shadows, static_cast<size_t>(threads) * pitch);
   unsigned* const stages = shared_array<unsigned>(layout.stages, 2 * static_cast<size_t>(stage_words));
   float* const tile_norms = shared_array<float>(layout.tile_norms, 2 * kTile);
-  T* const lists = shared_array<T>(layout.lists, queries * kListSize);
-  T* const bounds = shared_array<T>(layout.bounds, queries);
-  float* const reach = shared_array<float>(layout.reach, queries);
-  float* const errors = shared_array<float>(layout.errors, queries);
-  float* const norms = shared_array<float>(layout.norms, queries);
-  T* const values = shared_array<T>(layout.values, queries);
-  int* const self = shared_array<int>(layout.self, queries);
-  Pair* const queue = shared_array<Pair>(layout.queue, static_cast<size_t>(warps) * kQueue);
-  int* const queued = shared_array<int>(layout.queued, warps);
   unsigned* const flags = shared_array<unsigned>(layout.flags, 2 * static_cast<size_t>(warps));
+  unsigned* const own_shadows = shadow_rows + warp * kWarp * pitch;
 
   // Tile `tile` of the references to stage `step & 1`.
   const auto stage = [&](int step, int tile) {
@@ -292,34 +343,12 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks) knn_screened_kernel
     copies_commit();
   };
 
-  // Each warp prepares its own queries, and alone reads what it writes here, except for the values.
-  const int first = warp * kWarp;
-  if (lane == 0) queued[warp] = 0;
-  const T value = view.query_value(first + lane);  // of the lane's query
-  values[first + lane] = value;
-  self[first + lane] = view.self_of(first + lane);
-  bounds[first + lane] = is_finite(value) ? infinity<T>() : T(0);
-  for (int e = lane; e < kWarp * kListSize; e += kWarp) lists[first * kListSize + e] = infinity<T>();
-#pragma unroll 1
-  for (int i = 0; i < kWarp; ++i) {
-    unsigned* const to = query_shadows + (first + i) * pitch;
-    Shadow shadow{0, infinity<float>()};  // of a query that wants nothing
-    if (is_finite(__shfl_sync(kFullWarp, value, i))) {
-      shadow = cast_shadow(view.query_row(first + i), dim, steps, frame, -2.0f, to, lane);
-    } else {
-      for (int w = lane; w < pitch; w += kWarp) to[w] = 0;
-    }
-    if (lane == i) {
-      norms[first + i] = shadow.norm;
-      errors[first + i] = shadow.error;
-      reach[first + i] = screen_reach(bounds[first + i], frame.scale, shadow.error);
-    }
-  }
-  __syncthreads();
+  const WarpQueries<T, kRegisters> mine(view, warp, lane, frame.scale);
+  mine.prepare(own_shadows, dim, steps, frame);
 
-  // The words of the first two steps stay in registers.
+  // The first step's words stay in registers.
   const auto load_queries = [&](int step, unsigned (&a)[2][4]) {
-    const unsigned* const words = query_shadows + (first + group) * pitch + step * kStepWords + 2 * member;
+    const unsigned* const words = own_shadows + group * pitch + step * kStepWords + 2 * member;
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -330,25 +359,10 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks) knn_screened_kernel
       }
     }
   };
-  unsigned kept[2][2][4];
-  load_queries(0, kept[0]);
-  load_queries(steps > 1 ? 1 : 0, kept[1]);
+  unsigned kept[2][4];
+  load_queries(0, kept);
 
-  const WarpQueries<T, kRegisters> mine{view,
-                                        first,
-                                        lane,
-                                        frame.scale,
-                                        lists + first * kListSize,
-                                        bounds + first,
-                                        reach + first,
-                                        errors + first,
-                                        norms + first,
-                                        values + first,
-                                        self + first,
-                                        queue + warp * kQueue,
-                                        queued + warp};
-
-  Visit<T, kTile> visit(view.values, view.finite, values[view.live / 2], lane);
+  Visit<T, kTile> visit(view.values, view.finite, view.query_value(view.live / 2), lane);
   if (visit.tile >= 0) stage(0, visit.tile);
   float tile_error = visit.tile >= 0 ? shadows.errors[view.entry * shadows.tiles + visit.tile] : 0.0f;
   unsigned told = kWantsLeft | kWantsRight;
@@ -389,10 +403,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks) knn_screened_kernel
           for (int m = 0; m < 2; ++m) multiply_halves(sum[m][j], a[m], b);
         }
       };
-      multiply(0, kept[0]);
-      if (steps > 1) multiply(1, kept[1]);
+      multiply(0, kept);
 #pragma unroll 1
-      for (int at = 2; at < steps; ++at) {
+      for (int at = 1; at < steps; ++at) {
         unsigned a[2][4];
         load_queries(at, a);
         multiply(at, a);
@@ -440,7 +453,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks) knn_screened_kernel
       }
     }
 
-    const unsigned tells = __reduce_or_sync(kFullWarp, visit.wants(value, mine.bounds[lane]));
+    const unsigned tells = __reduce_or_sync(kFullWarp, visit.wants(mine.values[lane], mine.bounds[lane]));
     if (lane == 0) flags[(step & 1) * warps + warp] = tells;
     copies_wait();
     __syncthreads();
@@ -450,8 +463,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks) knn_screened_kernel
   }
   mine.drain(1);
 
-  for (int i = 0; i < kWarp && first + i < view.live; ++i) {
-    view.answer(first + i, mine.values[i], mine.self[i], mine.bounds[i], lane);
+  for (int i = 0; i < kWarp && mine.first + i < view.live; ++i) {
+    view.answer(mine.first + i, mine.values[i], mine.self[i], mine.bounds[i], lane);
   }
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from emulated import Problem
 
-DATA = ["normal", "ties", "duplicates", "constant", "offset", "huge", "tiny", "mixed", "line"]
+DATA = ["normal", "ties", "duplicates", "constant", "offset", "huge", "tiny", "mixed", "line", "outlier", "clusters", "shell"]
 
 
 def rows(rng: np.random.Generator, data: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -30,6 +30,16 @@ def rows(rng: np.random.Generator, data: str, shape: tuple[int, ...]) -> np.ndar
             return x * 10.0 ** rng.integers(-25, 25, shape[-1])
         case "line":
             return np.sort(x, axis=-2)
+        case "outlier":
+            x[..., 0, :] *= 1e9  # the others are nothing beside it
+            return x
+        case "clusters":
+            return 1e-5 * x + 100 * rng.integers(0, 3, (*shape[:-1], 1))  # finer than half precision can tell
+        case "shell":  # seen from the middle, distances differ in their last bits, if at all
+            x /= np.linalg.norm(x, axis=-1, keepdims=True)
+            x *= 1 + 2.0**-23 * rng.integers(-3, 4, (*shape[:-1], 1))
+            x[..., ::2, :] *= 1e-4
+            return x
     raise ValueError(f"data must be one of {DATA}, got {data!r}")
 
 
