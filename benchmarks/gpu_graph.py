@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import qcse_ext
+from qcse_ext import _C
 
 PAIRS_IN_MEMORY = 8 << 30  # bytes that torch's matrix of distances may take
 
@@ -61,6 +62,14 @@ def cdist_max_topk(states: Tensor, values: Tensor, k: int) -> Tensor:
     return keys.topk(k, largest=False).values[:, -1]
 
 
+def with_kernel(kernel: str, states: Tensor, values: Tensor, k: int) -> object:
+    _C.set_cuda_path(kernel)
+    try:
+        return qcse_ext.knn(states, values, k)
+    finally:
+        _C.set_cuda_path("auto")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["256x17", "1024x17", "4096x17", "65536x17"])
@@ -82,6 +91,11 @@ def main() -> int:
                 "qcse knn": lambda s=states, v=values, k=k: qcse_ext.knn(s, v, k),
                 "qcse entropy": lambda s=states, v=values, k=k: qcse_ext.entropy(s, v, k),
             }
+            if n > 4096 and arguments.device == "cuda":  # what does the choice by shape leave on the table?
+                for kernel in ("large", "screened"):
+                    calls[f"qcse knn {kernel}"] = lambda s=states, v=values, k=k, kernel=kernel: with_kernel(
+                        kernel, s, v, k
+                    )
             if 12 * n * n < PAIRS_IN_MEMORY:
                 calls["torch cdist max topk"] = lambda s=states, v=values, k=k: cdist_max_topk(s, v, k)
             exact = None

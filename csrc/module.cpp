@@ -4,6 +4,9 @@
 #include <string>
 
 #include "cpu/knn_cpu.h"
+#ifdef QCSE_WITH_CUDA
+#include "cuda/knn_cuda.h"
+#endif
 
 namespace py = pybind11;
 
@@ -39,6 +42,10 @@ PYBIND11_MODULE(_C, m) {
         "Tests and benchmarks: use this instruction set from now on (empty: the best one). ValueError if unavailable.");
   m.def("set_search_path", &qcse::cpu::set_search_path, py::arg("name"),
         "Tests and benchmarks: 'auto' (the default), 'all' (every pair), 'boxes' or 'screen'.");
+#ifdef QCSE_WITH_CUDA
+  m.def("set_cuda_path", &qcse::cuda::set_path, py::arg("name"),
+        "Tests and benchmarks: 'auto' (the default), 'small', 'large' or 'screened'.");
+#endif
   m.def("set_work_per_thread", &qcse::cpu::set_work_per_thread, py::arg("work"),
         "Tests: pair-dimensions that make a further thread worth it; 1 uses every thread, 0 restores the default.");
 }

@@ -1,5 +1,7 @@
 #include "knn_cuda.h"
 
+#include <stdexcept>
+
 #include "device.h"
 #include "knn_large.h"
 #include "knn_screened.h"
@@ -23,14 +25,31 @@ Status select_device(int ordinal, Device* device) {
 
 namespace {
 
+Path chosen_path = Path::kAuto;
+
 template <typename T>
 Path choose(const KnnProblem<T>& problem, const Device& device, Path path) {
+  if (path == Path::kAuto) path = chosen_path;
   if (path != Path::kAuto) return path;
   if (problem.refs <= kSmallMaxRefs) return Path::kSmall;
   return screen_suits(problem, device) ? Path::kScreened : Path::kLarge;
 }
 
 }  // namespace
+
+void set_path(const std::string& name) {
+  if (name == "auto") {
+    chosen_path = Path::kAuto;
+  } else if (name == "small") {
+    chosen_path = Path::kSmall;
+  } else if (name == "large") {
+    chosen_path = Path::kLarge;
+  } else if (name == "screened") {
+    chosen_path = Path::kScreened;
+  } else {
+    throw std::invalid_argument("CUDA path must be 'auto', 'small', 'large' or 'screened', got '" + name + "'");
+  }
+}
 
 template <typename T>
 size_t workspace_bytes(const KnnProblem<T>& problem, const Device& device, Path path) {

@@ -1,6 +1,7 @@
 // The CUDA launchers of the contract in knn.h. No CUDA and no torch header is needed to call them.
 #pragma once
 #include <cstddef>
+#include <string>
 
 #include "knn.h"
 
@@ -27,6 +28,10 @@ Status select_device(int ordinal, Device* device);
 // everywhere, goes by the shape and the device; tests and benchmarks name one.
 enum class Path { kAuto, kSmall, kLarge, kScreened };
 inline constexpr int64_t kSmallMaxRefs = 4096;
+
+// What kAuto means from now on, for tests and benchmarks: "small", "large", "screened", or "auto" for the choice by
+// shape.
+void set_path(const std::string& name);
 
 // Bytes of device memory, aligned to 256, that `launch` needs for this shape; may be 0. What it holds beforehand
 // does not matter.

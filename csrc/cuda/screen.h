@@ -3,29 +3,7 @@
 //
 // A row x is centred, scaled by a power of two s and clipped to a cube: u = clip(s (x - c)). Its shadow X is u rounded
 // to half precision, its error e_x an upper bound of ||u - X||. The scale keeps X far from half precision's largest
-// number.
-//
-//   1. Clipping is a projection on a convex set, so s ||x - y|| >= ||u_x - u_y|| >= ||X - Y|| - e_x - e_y.
-//   2. A pair whose computed distance (csrc/knn.h) is below a bound b has s ||x - y|| <= t, where t = s max(b, kFloor)
-//      (1 + 2^-12): the computed sum of squares is at least the true one times (1 - 2^-24)^(D + 4), D <= 1024, less
-//      what products below the smallest normal number lose, at most D 2^-149 (2^-1074 in double), which is less than
-//      2^-18 kFloor^2.
-//   3. With r = t + e_x + e_y, such a pair has ||X - Y||^2 <= r^2, that is |Y|^2 - 2 X.Y <= r^2 - |X|^2.
-//   4. The tensor core starts from n_y and adds (-2 X).Y in `steps` instructions of 16 products each. Products of two
-//   halves
-//      are exact; the addends are aligned to the largest and cut to at least 24 bits, and so is the result (measured on
-//      Volta to Hopper by Fasi et al., PeerJ CS 7:e330, 2021, and Khattak and Mikaitis, arXiv 2509.03268). An
-//      instruction may work in parts of 4, 8 or 16 products: at most 4 x 6 cuts of 2^-23 relative to M, the sum of the
-//      addends' magnitudes; 2^-18 M is allowed for. All steps together err by at most eta (n_y + |X|^2 + |Y|^2), where
-//      eta = (steps + 1) 2^-18 also covers the growth of the intermediate sums.
-//   5. |X|^2 and |Y|^2 are computed in single precision, within 16 steps 2^-24 (1 + 2^-6) <= eta / 3.9 of themselves.
-//   The
-//      screen takes n = |.|^2 (1 - 3 eta) for both: then n_y (1 + eta) + eta |Y|^2 <= |Y|^2, and n_x <= |X|^2 (1 - eta)
-//      with 1.7 eta |X|^2 to spare. So a pair as in 2 has a computed sum below r^2 (1 + 2^-20) - n_x, in which the
-//      spare parts cover the roundings of r, of its square and of the difference.
-//
-// In tests/emulator the product's twin errs by the 2^-18 M of 4, in the sign that hurts or at random, and the answers
-// must keep their bits.
+// number. docs/cuda_kernels.md has the proof and names what stands here: t, e_x, eta, n_x.
 #pragma once
 #include "device.h"
 
@@ -59,7 +37,7 @@ struct Frame {
 };
 
 struct Shadow {
-  float error;  // e_x, rounded up; +inf for a row that has no shadow, of which nothing can be ruled out
+  float error;  // e_x, rounded up
   float norm;   // |X|^2 (1 - 3 eta)
 };
 
@@ -75,7 +53,6 @@ __device__ __forceinline__ Shadow cast_shadow(const T* row, int dim, int steps, 
                                               unsigned* to, int lane) {
   float error = 0;
   float norm = 0;
-  bool overflow = false;
   for (int w = lane; w < shadow_pitch(steps); w += kWarp) {
     unsigned word = 0;
 #pragma unroll
@@ -83,7 +60,6 @@ __device__ __forceinline__ Shadow cast_shadow(const T* row, int dim, int steps, 
       const int d = 2 * w + half;
       if (d < dim) {
         const T offset = row[d] - frame.centre[d];
-        overflow |= !is_finite(offset);
         const T scaled = larger(smaller(offset * frame.scale, T(kClip)), T(-kClip));
         const float shadow = half_value(half_bits(static_cast<float>(scaled)));
         // 2^-23 |scaled|: the rounding of the offset (the scale is a power of two).
@@ -96,22 +72,17 @@ __device__ __forceinline__ Shadow cast_shadow(const T* row, int dim, int steps, 
     }
     to[w] = word;
   }
-  overflow = __any_sync(kFullWarp, overflow);
-  if (overflow) {  // the difference of two finite numbers: the shadow of such a row is the origin
-    __syncwarp();
-    for (int w = lane; w < shadow_pitch(steps); w += kWarp) to[w] = 0;
-  }
   const float eta = static_cast<float>(steps + 1) * 0x1p-18f;
   error = sqrt_rn(sum_of_warp(error));
   norm = sum_of_warp(norm) * (1 - 3 * eta);
   // 2^-10 and 2^-60 cover the roundings of the error's own computation, and numbers that vanish in it.
-  return {overflow ? infinity<float>() : fma_rn(error, 1 + 0x1p-10f, 0x1p-60f), overflow ? 0.0f : norm};
+  return {fma_rn(error, 1 + 0x1p-10f, 0x1p-60f), norm};
 }
 
 // t + e_x for a query whose keys below `bound` are wanted; it grows with the bound.
 template <typename T>
 __device__ __forceinline__ float screen_reach(T bound, T scale, float error) {
-  const T reach = larger(bound, Floor<T>::kValue) * scale * static_cast<T>(1 + 0x1p-12);
+  const T reach = larger(bound, Floor<T>::kValue) * scale * static_cast<T>(1 + 0x1p-14);
   return static_cast<float>(reach) + error;
 }
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import qcse_ext
+from qcse_ext import _C
 
 pytestmark = pytest.mark.cuda
 PROBLEMS = int(os.environ.get("QCSE_CUDA_PROBLEMS", "300"))
@@ -46,6 +48,22 @@ def normal(*shape: int, seed: int = 0, k: int = 12, dtype: torch.dtype = torch.f
     return states, torch.randn(*shape[:-1], generator=generator, dtype=torch.float64).to(dtype), k
 
 
+@pytest.fixture
+def kernel(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Has the named kernel used, whatever the shape."""
+    if DEVICE == "cpu":  # a rehearsal
+        yield
+        return
+    _C.set_cuda_path(request.param)
+    yield
+    _C.set_cuda_path("auto")
+
+
+every_kernel = pytest.mark.parametrize("kernel", ["auto", "large", "screened"], indirect=True)
+
+
+@every_kernel
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("seed", range(PROBLEMS))
 def test_random_problem(seed: int) -> None:
     from problems import draw
@@ -80,6 +98,19 @@ def test_batch_of_seeds(n: int) -> None:
     check(normal(6, n, 17))
 
 
+@every_kernel
+@pytest.mark.usefixtures("kernel")
+def test_directed_problem() -> None:
+    from problems import directed
+
+    for what, problem in directed():
+        parts = [problem.ref_states, problem.ref_values, problem.self_index]
+        tensors = [None if a is None else torch.from_numpy(np.ascontiguousarray(a)) for a in parts]
+        check((torch.from_numpy(problem.states), torch.from_numpy(problem.values), problem.k, *tensors), what)
+
+
+@every_kernel
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e3, 1e30])
 def test_values_that_prune_and_values_that_do_not(scale: float) -> None:
     states, values, k = normal(6000, 8)

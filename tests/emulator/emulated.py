@@ -95,8 +95,8 @@ class Emulator:
     def knn(self, problem: Problem, path: str = "auto", outputs: str = "rce") -> Answer:
         """The kernels of csrc/cuda, emulated.
 
-        ``path``: ``auto`` goes by the shape, ``small``, ``large`` or ``screened`` names a kernel. ``outputs``: which of r(adius),
-        c(ount), e(ntropy) to ask for.
+        ``path``: a key of PATHS; ``auto`` goes by the shape. ``outputs``: which of r(adius), c(ount), e(ntropy) to ask
+        for.
         """
         return self._call(problem, path, outputs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from emulated import Problem
 
-DATA = ["normal", "ties", "duplicates", "constant", "offset", "huge", "tiny", "mixed", "line", "outlier", "clusters", "shell"]
+DATA = "normal ties duplicates constant offset huge tiny mixed line outlier clusters shell".split()
 
 
 def rows(rng: np.random.Generator, data: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -142,6 +142,18 @@ def directed() -> list[tuple[str, Problem]]:
     ref_states, ref_values = rng.standard_normal((2, 301, 3)), rng.standard_normal((2, 301))
     references = ref_states.astype(np.float32), ref_values.astype(np.float32)
     found.append(("not aligned", Problem(states, values, 7, *references)))
+
+    # Half precision rounds the query and its last neighbours away from each other, and those seen last are nearest by a
+    # hair. Of the references' three parts the first is nearest, the second far, so that the shadows' centre is 0.
+    for dtype in (np.float32, np.float64):
+        just_above = 1 + 2.0**-11 + 2.0**-20
+        hair = 2.0**-20 * np.linspace(1, 0, 80)[:, None] * rng.uniform(0.5, 1, (80, 8))
+        ref_states = np.concatenate([np.zeros((70, 8)), np.full((80, 8), -20), just_above + hair])
+        ref_values = 1e-3 * np.linspace(0, 1, 230)
+        parts = np.full((1, 3, 8), -just_above), np.zeros((1, 3)), ref_states[None], ref_values[None]
+        found.append(
+            ("rounded apart", Problem(*[a.astype(dtype) for a in parts[:2]], 75, *[a.astype(dtype) for a in parts[2:]]))
+        )
 
     # A self that is not finite takes no candidate away: k are left, and k - 1 would be too few.
     states, values = rng.standard_normal((1, 5, 3)), rng.standard_normal((1, 5))
