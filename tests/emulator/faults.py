@@ -148,7 +148,7 @@ FAULTS = [
     ),
     Fault("sorted: binary search loses a place", "sorted.h", "low += (first - 1) * step + 1;", "low += first * step;"),
     Fault(
-        "sorted: counts what is at the radius", "sorted.h", "!(other - value < answer)", "!(other - value <= answer)"
+        "sorted: counts what is at the radius", "sorted.h", "!(other - value < radius)", "!(other - value <= radius)"
     ),
     Fault(
         "sorted: answers in sorted order",
