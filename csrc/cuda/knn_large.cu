@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     const bool over = (told & kAlive) == 0;
     const bool leaves = over || chunk == chunks - 1;
     const int tile = visit.tile;
-    const int next_tile = leaves ? visit.next(told) : tile;
+    const int next_tile = leaves ? visit.next(told, query_values[live / 2]) : tile;
     const int next_chunk = leaves ? 0 : chunk + 1;
     if (next_tile >= 0) stage(step + 1, visited + leaves, next_tile, next_chunk);
 
@@ -204,8 +204,8 @@ struct LargeKernel {
 template <typename T, int kRegisters>
 Status search_with(const LargeParameters<T>& parameters, const Device& device, cudaStream_t stream) {
   using Large = LargeKernel<LargeTile<T>, kRegisters>;
-  using Medium = LargeKernel<TileShape<T, 4, 1>, kRegisters>;
-  using Fine = LargeKernel<TileShape<T, 1, 1>, kRegisters>;
+  using Medium = LargeKernel<MediumTile<T>, kRegisters>;
+  using Fine = LargeKernel<FineTile<T>, kRegisters>;
   if (Large::suits(parameters.problem, device)) return Large::launch(parameters, stream);
   if (Medium::suits(parameters.problem, device)) return Medium::launch(parameters, stream);
   return Fine::launch(parameters, stream);

@@ -362,7 +362,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks) knn_screened_kernel
   unsigned kept[2][4];
   load_queries(0, kept);
 
-  Visit<T, kTile> visit(view.values, view.finite, view.query_value(view.live / 2), lane);
+  const T middle = view.query_value(view.live / 2);
+  Visit<T, kTile> visit(view.values, view.finite, middle, lane);
   if (visit.tile >= 0) stage(0, visit.tile);
   float tile_error = visit.tile >= 0 ? shadows.errors[view.entry * shadows.tiles + visit.tile] : 0.0f;
   unsigned told = kWantsLeft | kWantsRight;
@@ -372,7 +373,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks) knn_screened_kernel
 #pragma unroll 1
   for (int step = 0; visit.tile >= 0; ++step) {
     const int tile = visit.tile;
-    const int next_tile = visit.next(told);
+    const int next_tile = visit.next(told, middle);
     float next_error = 0;
     if (next_tile >= 0) {
       stage(step + 1, next_tile);

@@ -253,13 +253,11 @@ struct SmallKernel {
   }
 };
 
-// 32 (16 in double), 8 or 2 queries a block: large tiles read the candidates less often, small ones occupy more of the
-// GPU.
 template <typename T, int kRegisters>
 Status launch_with(const KnnProblem<T>& problem, const Device& device, cudaStream_t stream) {
   using Large = SmallKernel<LargeTile<T>, kRegisters>;
-  using Medium = SmallKernel<TileShape<T, 4, 1>, kRegisters>;
-  using Fine = SmallKernel<TileShape<T, 1, 1>, kRegisters>;
+  using Medium = SmallKernel<MediumTile<T>, kRegisters>;
+  using Fine = SmallKernel<FineTile<T>, kRegisters>;
   if (Large::suits(problem, device)) return Large::launch(problem, stream);
   if (Medium::suits(problem, device)) return Medium::launch(problem, stream);
   return Fine::launch(problem, stream);

@@ -171,13 +171,13 @@ inline constexpr unsigned kWantsRight = 2;  // likewise on the right
 template <typename T, int kTile>
 struct Visit {
   const T* values;  // sorted
-  T middle;         // a value among the block's queries
   int tiles, tile;  // how many; the one at hand, -1 for none
   int left, right;  // the next one on either side
   T left_edge, right_edge;
 
-  __device__ __forceinline__ Visit(const T* values_, int finite, T middle_, int lane)
-      : values(values_), middle(middle_), tiles((finite + kTile - 1) / kTile) {
+  // middle: a value among the block's queries, here and below.
+  __device__ __forceinline__ Visit(const T* values_, int finite, T middle, int lane)
+      : values(values_), tiles((finite + kTile - 1) / kTile) {
     const int home = first_place(finite, lane, [&](int place) { return values[place] >= middle; });
     tile = home < finite ? home / kTile : tiles - 1;
     left = tile - 1;
@@ -187,7 +187,7 @@ struct Visit {
   }
 
   // The tile to go to, or -1. wanted: what all warps together told.
-  __device__ __forceinline__ int next(unsigned wanted) {
+  __device__ __forceinline__ int next(unsigned wanted, T middle) {
     const bool may_left = left >= 0 && (wanted & kWantsLeft) != 0;
     const bool may_right = right < tiles && (wanted & kWantsRight) != 0;
     const bool goes_left = may_left && (!may_right || middle - left_edge <= right_edge - middle);

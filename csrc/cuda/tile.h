@@ -35,9 +35,14 @@ struct TileShape {
   __host__ __device__ static constexpr int stage_for(int depth) { return kTile * pitch_for(depth); }
 };
 
-// The largest tile: 32 queries, in double 16, because the registers hold fewer numbers.
+// Three sizes: 32, 8 and 2 queries a block; in double 16, 4 and 2, because the registers hold fewer numbers. Large
+// tiles read the candidates less often, small ones occupy more of the GPU.
 template <typename T>
 using LargeTile = std::conditional_t<sizeof(T) == 4, TileShape<T, 4, 4>, TileShape<T, 2, 4>>;
+template <typename T>
+using MediumTile = std::conditional_t<sizeof(T) == 4, TileShape<T, 4, 1>, TileShape<T, 2, 1>>;
+template <typename T>
+using FineTile = TileShape<T, 1, 1>;
 
 // Starts the copy of one chunk of a candidate tile, [rows][dim] in global memory, to a stage; every thread of the block
 // takes part. rows: of the tile that exist, the others become zero. first_dim: of the chunk, whose width is `here`.
