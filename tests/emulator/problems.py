@@ -130,10 +130,10 @@ def directed() -> list[tuple[str, Problem]]:
         )
         found.append(("long lists", Problem(states, values, 100, ref_states, ref_values)))
 
-    # Warps that share a query agree on a bound when all but a few candidates are seen, and k does not divide among them.
-    states, values = rng.standard_normal((1, 24, 3)).astype(np.float32), np.zeros((1, 24), np.float32)
-    ref_states = rng.standard_normal((1, 260, 3)).astype(np.float32)
-    found.append(("a shared bound", Problem(states, values, 13, ref_states, np.zeros((1, 260), np.float32))))
+    # Warps that share a query agree on a bound when all but a few candidates are seen; k does not divide among them.
+    states, values = rng.standard_normal((1, 150, 3)).astype(np.float32), np.zeros((1, 150), np.float32)
+    ref_states = rng.standard_normal((1, 280, 3)).astype(np.float32)
+    found.append(("a shared bound", Problem(states, values, 13, ref_states, np.zeros((1, 280), np.float32))))
 
     # Bounds whose squares are zero or not normal, and more candidates than one look of a warp.
     for scale in (1e-26, 2e-22):
