@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .config import Algo, BonusKind, TrainConfig, from_dict, preset, to_dict
+from .config import Algo, BonusKind, TrainConfig, from_dict, has_preset, preset, to_dict
 from .errors import ConfigError, QcseError
 
 SUMMARY = """usage: qcse COMMAND [OPTIONS]
@@ -233,7 +233,8 @@ def _train(argv: list[str]) -> int:
     from .tasks import find_task
 
     task = None if known.task is None else find_task(known.task)
-    kind = known.preset or ("default" if task is None or known.algo == "sac" or known.env else task.preset)
+    of_task = task is not None and not known.env and has_preset(known.algo, task.env_id, task.preset)
+    kind = known.preset or (task.preset if of_task else "default")
     recorded = known.dataset if known.dataset.startswith("minari:") else "Hopper-v5"
     defaults = preset(known.algo, known.env or (task.env_id if task else recorded), kind)
     if task is not None:

@@ -14,7 +14,7 @@ import tyro
 from .datasets import task_family
 from .errors import ConfigError
 
-Algo = Literal["sac", "cql", "cal_ql"]
+Algo = Literal["sac", "cql", "cal_ql", "iql", "awac", "td3_bc", "rlpd", "wsrl"]
 BonusKind = Literal["none", "qcse"]
 Preset = Literal["default", "corl", "official"]
 
@@ -32,11 +32,17 @@ class NetworkConfig:
     """Widths of each critic's hidden layers."""
     orthogonal_init: bool = False
     """Orthogonal weights with gain sqrt(2) instead of torch's default initialisation."""
+    critics: int = 2
+    """Critics of each seed."""
+    critic_layer_norm: bool = False
+    """Layer norm before each ReLU of the critics (rlpd, wsrl), and of iql's value function."""
+    policy_layer_norm: bool = False
+    """Layer norm before each ReLU of the policy (wsrl)."""
 
 
 @dataclass
 class CqlConfig:
-    """Conservative Q-learning (arXiv 2006.04779); used by cql and cal_ql."""
+    """Conservative Q-learning (arXiv 2006.04779); used by cql, cal_ql and the pre-training of wsrl."""
 
     alpha: float = 5.0
     """Weight of the conservative term."""
@@ -59,6 +65,49 @@ class CqlConfig:
     the Monte-Carlo return of the task's reward of each finished online episode, as in the official code (with a
     bonus in the reward this bounds another quantity than the Q that is learnt); 'return_with_bonus' adds the
     bonuses that the episode's transitions had when it finished. Offline the bound is always on."""
+
+
+@dataclass
+class IqlConfig:
+    """Implicit Q-learning (arXiv 2110.06169)."""
+
+    expectile: float = 0.7
+    """Expectile of Q that the value function is regressed on; near 1 it is near the maximum over the data's actions."""
+    beta: float = 3.0
+    """Inverse temperature: the policy imitates an action with weight exp(beta * advantage), at most 100."""
+
+
+@dataclass
+class AwacConfig:
+    """Advantage-weighted actor-critic (arXiv 2006.09359)."""
+
+    temperature: float = 1.0 / 3.0
+    """lambda: the policy imitates an action with weight exp(advantage / lambda), at most 100. The weights are not
+    divided by their sum over the batch, as in CORL."""
+
+
+@dataclass
+class Td3BcConfig:
+    """TD3+BC (arXiv 2106.06860). Its delay of policy and targets is policy_every."""
+
+    alpha: float = 2.5
+    """Weight of Q, divided by the batch's mean |Q|, against the squared distance from the data's actions."""
+    policy_noise: float = 0.2
+    """Standard deviation of the noise on the target policy's action."""
+    noise_clip: float = 0.5
+    """Bound of that noise."""
+    exploration_noise: float = 0.1
+    """Standard deviation of the Gaussian noise that is added to the actions taken online."""
+
+
+@dataclass
+class WsrlConfig:
+    """Warm-start reinforcement learning (arXiv 2412.07762)."""
+
+    pretraining: Literal["cql", "cal_ql"] = "cql"
+    """Whose losses the offline phase has; options of both are in the cql group."""
+    max_target_backup: bool = False
+    """Online phase: bootstrap from the best of `cql.actions` sampled next actions (the authors' antmaze runs)."""
 
 
 @dataclass
@@ -110,15 +159,18 @@ class TrainConfig:
     """Train a policy offline, then fine-tune it online."""
 
     algo: Algo = "cal_ql"
-    """Algorithm: sac, cql (conservative), cal_ql (conservative, calibrated by the data's returns)."""
+    """Algorithm: sac; cql (conservative), cal_ql (conservative, calibrated by the data's returns); iql, awac (imitate
+    the data's better actions); td3_bc (deterministic, held near the data); rlpd (SAC on half data, half experience);
+    wsrl (conservative pre-training, then SAC on experience alone)."""
     env: str = "Hopper-v5"
     """Gymnasium environment id. minari:ID is the environment that a Minari dataset was recorded in."""
     task: str | None = None
     """Name of a dataset of D4RL, such as antmaze-large-play-v2: sets env, dataset (found in D4RL's cache folder or
     downloaded into it) and preset, all of which may still be given. `qcse data list` shows the names."""
     preset: Preset = "default"
-    """Whose constants the defaults are. default: WSRL's on MuJoCo, CORL's on AntMaze; corl: CORL's (antmaze, MuJoCo,
-    Adroit); official: the Cal-QL authors' (antmaze)."""
+    """Whose constants the defaults are. default: for cql, cal_ql and iql WSRL's on MuJoCo and CORL's on AntMaze, for
+    awac and td3_bc CORL's, for rlpd and wsrl their authors'; corl: CORL's where it has some (cql, cal_ql: antmaze,
+    MuJoCo, Adroit; iql, awac: antmaze, Adroit; td3_bc: MuJoCo); official: Cal-QL's authors' (cql, cal_ql: antmaze)."""
     dataset: Path | None = None
     """HDF5 file in D4RL's layout, or minari:ID. Needed unless offline_steps is 0 and the algorithm is sac."""
     d4rl_transitions: bool = False
@@ -143,11 +195,15 @@ class TrainConfig:
     """Share of each online batch that comes from the dataset. None: drawn uniformly from dataset and online buffer
     taken together."""
     updates_per_step: int = 1
-    """Gradient updates per environment step in the online phase."""
+    """Gradient updates per environment step in the online phase (rlpd 20, wsrl 4)."""
+    policy_every: int | None = 1
+    """The policy and its temperature move at each so many-th update only (td3_bc 2, and its targets with them). None:
+    along with the last of an environment step's updates (rlpd, wsrl). In wsrl's offline phase always at each."""
     update_after: Literal["step", "episode"] = "step"
     """When updates happen online: after each step, or after each episode as many as it had steps."""
     learning_starts: int = 0
-    """Online steps before the first online update."""
+    """Online steps before the first online update. Where random_steps is 0 the pre-trained policy takes them: wsrl's
+    warm-up."""
     random_steps: int = 0
     """Online steps whose actions are drawn uniformly instead of from the policy."""
     online_buffer: int = 1_000_000
@@ -162,7 +218,12 @@ class TrainConfig:
     critic_lr: float = 3e-4
     """Adam's rate for the critics and cql's multiplier."""
     target_entropy: float | None = None
-    """Entropy that the temperature aims at. None: minus the number of action dimensions."""
+    """Entropy that the temperature aims at. None: minus the number of action dimensions (rlpd: half of it)."""
+    critic_subset: int | None = None
+    """Of how many critics, drawn anew for each update, the Bellman target takes the least value, and the conservative
+    term the mean gap; None: of all (sac, cql, cal_ql, rlpd, wsrl)."""
+    policy_value: Literal["min", "mean"] = "min"
+    """Which value of the ensemble the policy maximises, its least or its mean (sac, cql, cal_ql, rlpd, wsrl)."""
     entropy_backup: bool = False
     """Subtract temperature * log pi from the bootstrap value."""
     behaviour_cloning_steps: int = 0
@@ -175,6 +236,10 @@ class TrainConfig:
     """Standardise observations by the dataset's mean and spread (plus 1e-3)."""
     net: NetworkConfig = field(default_factory=NetworkConfig)
     cql: CqlConfig = field(default_factory=CqlConfig)
+    iql: IqlConfig = field(default_factory=IqlConfig)
+    awac: AwacConfig = field(default_factory=AwacConfig)
+    td3_bc: Td3BcConfig = field(default_factory=Td3BcConfig)
+    wsrl: WsrlConfig = field(default_factory=WsrlConfig)
 
     eval_every: int = 10_000
     """Steps between evaluations; the untrained policy and each phase's end are evaluated as well."""
@@ -189,6 +254,27 @@ class TrainConfig:
     threads: int | None = None
     """torch's CPU threads. None: one per core. Results are reproducible bit for bit for an equal number only."""
 
+    @property
+    def needs_returns(self) -> bool:
+        """Whether the algorithm looks at the dataset's Monte-Carlo returns."""
+        return self.algo == "cal_ql" or (self.algo == "wsrl" and self.wsrl.pretraining == "cal_ql")
+
+
+# Whose constants there are, for which algorithms on which families.
+PUBLISHED = {
+    "corl": {
+        **dict.fromkeys(("cql", "cal_ql"), (*MUJOCO, "antmaze", *ADROIT)),
+        **dict.fromkeys(("iql", "awac"), ("antmaze", *ADROIT)),
+        "td3_bc": MUJOCO,
+    },
+    "official": dict.fromkeys(("cql", "cal_ql"), ("antmaze",)),
+}
+
+
+def has_preset(algo: str, env: str, kind: str) -> bool:
+    """Whether there are constants of this kind for the algorithm on the environment's family."""
+    return kind == "default" or task_family(env) in PUBLISHED[kind].get(algo, ())
+
 
 def preset(algo: str, env: str, kind: str = "default") -> TrainConfig:
     """Defaults for an algorithm on an environment's family, with their sources.
@@ -196,11 +282,21 @@ def preset(algo: str, env: str, kind: str = "default") -> TrainConfig:
     Args:
         algo: an algorithm.
         env: Gymnasium's name; its family decides.
-        kind: "default": for cql and cal_ql on MuJoCo the constants of WSRL's public offline-to-online configuration
-            (two hidden layers of 256, alpha 5, no Lagrange multiplier, max-target backup, 250k updates offline), on
-            AntMaze those of CORL, on the embedded point maze AntMaze's rewards with small networks; for sac
-            Stable-Baselines3's. "corl": CORL's (commit 6afec90) on AntMaze, MuJoCo and Adroit. "official": those of
-            Cal-QL's authors (commit ac6eafe) on AntMaze.
+        kind: whose constants, "default", "corl" (commit 6afec90) or "official" (Cal-QL's authors', commit ac6eafe, on
+            AntMaze). The default ones are:
+
+            * cql, cal_ql: on MuJoCo those of WSRL's public offline-to-online configuration (commit 891ee35: two hidden
+              layers of 256, alpha 5, no Lagrange multiplier, max-target backup, 250k updates offline), on AntMaze
+              CORL's, on the embedded point maze AntMaze's rewards with small networks;
+            * iql: on MuJoCo WSRL's (expectile 0.7, beta 3), elsewhere CORL's (finetune/iql: 0.9 and 10 on AntMaze, 0.8
+              and 3 on Adroit). The policy's rate is constant, as in WSRL; CORL's falls along a cosine, and its policy
+              has dropout on Adroit;
+            * awac: CORL's (finetune/awac, on MuJoCo offline/awac), without its scaling of MuJoCo's rewards;
+            * td3_bc: CORL's, which are the paper's; both have an offline phase only;
+            * rlpd: its authors' (commit c90fd4b): D4RL's locomotion, with their changes for AntMaze and Adroit;
+            * wsrl: its authors' (commit 891ee35) on MuJoCo, and on AntMaze except for the policy's standard deviation,
+              which there does not depend on the state;
+            * sac: Stable-Baselines3's.
 
     Raises:
         ConfigError: an unknown algorithm, or a kind that has no constants for the environment.
@@ -210,11 +306,10 @@ def preset(algo: str, env: str, kind: str = "default") -> TrainConfig:
     if kind not in typing.get_args(Preset):
         raise ConfigError(f"preset: got {kind!r}, expected one of {', '.join(typing.get_args(Preset))}")
     family = task_family(env)
-    published = {"default": None, "corl": (*MUJOCO, "antmaze", *ADROIT), "official": ("antmaze",)}[kind]
-    if published is not None and (family not in published or algo == "sac"):
+    if not has_preset(algo, env, kind):
+        offers = "; ".join(f"{name} on {', '.join(families)}" for name, families in PUBLISHED[kind].items())
         raise ConfigError(
-            f"preset: {kind!r} has no constants for {algo} on {env}; expected cql or cal_ql on one of "
-            f"{', '.join(published)}, or --preset default"
+            f"preset: {kind!r} has no constants for {algo} on {env}; expected {offers}, or --preset default"
         )
     config = TrainConfig(algo=typing.cast(Algo, algo), env=env, preset=typing.cast(Preset, kind))
     config.bonus.k = PAPER_NEIGHBOURS.get(family, 12)
@@ -225,19 +320,34 @@ def preset(algo: str, env: str, kind: str = "default") -> TrainConfig:
         config.entropy_backup = True
         config.learning_starts = config.random_steps = 5000
         return config
-    if algo == "cal_ql":
-        config.offline_fraction = 0.5
+    if algo in ("cql", "cal_ql"):
+        _conservative(config, family, kind)
+    elif algo in ("iql", "awac", "td3_bc"):
+        _near_the_data(config, family, kind)
+    elif algo == "rlpd":
+        _rlpd(config, family)
     else:
+        _wsrl(config, family)
+    if config.offline_fraction is None:
         # Drawn from dataset and online buffer together, a batch holds too few online rows for its own neighbours.
         config.bonus.references, config.bonus.reference_size = "sample", config.batch_size
-    if family in ("antmaze", "pointmaze"):
-        config.reward_scale, config.reward_bias = 10.0, -5.0
     if family == "pointmaze":  # a demonstration: a first idea of the way offline, the rest online, in a minute or two
-        config.offline_steps, config.online_steps, config.batch_size = 300, 2000, 128
-        config.net = NetworkConfig((128, 128), (128, 128))
+        config.offline_steps, config.online_steps, config.batch_size = min(config.offline_steps, 300), 2000, 128
+        config.learning_starts, config.random_steps = min(config.learning_starts, 250), min(config.random_steps, 250)
+        config.updates_per_step = min(config.updates_per_step, 4)
+        config.net.policy_hidden = config.net.critic_hidden = (128, 128)
+        config.reward_scale, config.reward_bias = 10.0, -5.0
         config.policy_lr, config.normalize_observations = 3e-4, True
         config.eval_every, config.eval_episodes, config.log_every = 250, 20, 250
+    return config
+
+
+def _conservative(config: TrainConfig, family: str, kind: str) -> None:
+    """cql and cal_ql."""
+    if config.algo == "cal_ql":
+        config.offline_fraction = 0.5
     if family == "antmaze":
+        config.reward_scale, config.reward_bias = 10.0, -5.0
         config.offline_steps = config.online_steps = 1_000_000
         config.cql.lagrange = True
         config.eval_every = 50_000
@@ -258,7 +368,59 @@ def preset(algo: str, env: str, kind: str = "default") -> TrainConfig:
         else:
             config.cql.alpha, config.cql.max_target_backup = 10.0, False
             config.policy_lr, config.normalize_observations = 3e-5, True
-    return config
+
+
+def _near_the_data(config: TrainConfig, family: str, kind: str) -> None:
+    """iql, awac and td3_bc."""
+    config.policy_lr = 3e-4
+    config.normalize_observations = config.algo != "iql" or family in ("antmaze", *ADROIT)
+    if family == "antmaze":
+        config.reward_bias = -1.0
+        config.eval_every, config.eval_episodes = 50_000, 100
+    if family in ("antmaze", *ADROIT) or kind == "corl":
+        config.offline_steps = config.online_steps = 1_000_000
+    if config.algo == "iql":
+        if family == "antmaze":
+            config.iql.expectile, config.iql.beta = 0.9, 10.0
+        elif family in ADROIT:
+            config.iql.expectile = 0.8
+    elif config.algo == "awac":
+        config.net = NetworkConfig((256,) * 3, (256,) * 3)
+        if family in ("antmaze", *ADROIT):
+            config.awac.temperature = 0.1
+    else:
+        config.policy_every = 2
+
+
+def _rlpd(config: TrainConfig, family: str) -> None:
+    config.offline_steps, config.offline_fraction = 0, 0.5
+    config.learning_starts = config.random_steps = 5000
+    config.policy_lr = 3e-4
+    config.net.critics, config.net.critic_layer_norm = 10, True
+    config.critic_subset, config.policy_value, config.entropy_backup = 2, "mean", True
+    config.updates_per_step, config.policy_every = 20, None
+    if family in ("antmaze", *ADROIT):
+        config.net.policy_hidden = config.net.critic_hidden = (256,) * 3
+        config.entropy_backup = False
+        config.online_steps = 300_000 if family == "antmaze" else 1_000_000
+    if family == "antmaze":
+        config.critic_subset, config.reward_bias = 1, -1.0
+        config.eval_episodes = 100
+
+
+def _wsrl(config: TrainConfig, family: str) -> None:
+    config.offline_fraction, config.online_steps = 0.0, 500_000
+    config.learning_starts = 5000
+    config.net.critics, config.net.critic_layer_norm, config.net.policy_layer_norm = 10, True, True
+    config.critic_subset = 2
+    config.updates_per_step, config.policy_every = 4, None
+    if family == "antmaze":
+        config.offline_steps = 1_000_000
+        config.net.critic_hidden = (256,) * 4
+        config.reward_scale, config.reward_bias = 10.0, -5.0
+        config.cql.lagrange = True
+        config.wsrl.pretraining, config.wsrl.max_target_backup = "cal_ql", True
+        config.eval_every, config.eval_episodes = 20_000, 20
 
 
 def validate(config: TrainConfig) -> None:
@@ -287,6 +449,15 @@ def validate(config: TrainConfig) -> None:
     for name in ("policy_hidden", "critic_hidden"):
         widths = getattr(config.net, name)
         _require(len(widths) > 0 and min(widths) > 0, f"net.{name}", widths, "one or more positive widths")
+    critics, subset, every = config.net.critics, config.critic_subset, config.policy_every
+    _require(critics >= 1, "net.critics", critics, "1 or more")
+    _require(subset is None or 1 <= subset <= critics, "critic_subset", subset, f"1 to net.critics, {critics}")
+    _require(every is None or every >= 1, "policy_every", every, "1 or more")
+    _require(0.0 < config.iql.expectile < 1.0, "iql.expectile", config.iql.expectile, "0 < expectile < 1")
+    _require(config.iql.beta >= 0.0, "iql.beta", config.iql.beta, "0 or more")
+    _require(config.awac.temperature > 0.0, "awac.temperature", config.awac.temperature, "more than 0")
+    for name in ("alpha", "policy_noise", "noise_clip", "exploration_noise"):
+        _require(getattr(config.td3_bc, name) >= 0.0, f"td3_bc.{name}", getattr(config.td3_bc, name), "0 or more")
     _require(config.cql.actions >= 1, "cql.actions", config.cql.actions, "1 or more")
     _require(config.cql.temperature > 0.0, "cql.temperature", config.cql.temperature, "more than 0")
     _require(config.threads is None or config.threads >= 1, "threads", config.threads, "1 or more")

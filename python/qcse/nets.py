@@ -15,6 +15,11 @@ from torch import Tensor, nn
 
 from qcse_ext import critic
 
+LAYER_NORM_EPSILON = 1e-6  # flax's, which the public code of RLPD and WSRL runs with
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+
+Layer = tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]  # weight, bias, and scale and shift of the layer's norm
+
 
 class BatchedMLP(nn.Module):
     """M independent fully connected ReLU networks, evaluated together; weights [M, in, out], biases [M, 1, out].
@@ -27,6 +32,7 @@ class BatchedMLP(nn.Module):
         orthogonal: orthogonal weights with gain sqrt(2) and zero biases in every layer. Otherwise
             torch.nn.Linear's uniform law, and Xavier's with gain 0.01 for the weights of the last layer (what
             public CQL code does).
+        layer_norm: normalise each hidden layer before its ReLU, with learnt scale and shift, [M, 1, width] each.
     """
 
     def __init__(
@@ -35,10 +41,14 @@ class BatchedMLP(nn.Module):
         generators: Sequence[torch.Generator],
         members: int = 1,
         orthogonal: bool = False,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
+        self.norm_scales = nn.ParameterList()
+        self.norm_shifts = nn.ParameterList()
+        self.layer_norm = layer_norm
         layers = list(itertools.pairwise(sizes))
         nets = [
             [_draw_linear(i, o, n + 1 == len(layers), orthogonal, g) for n, (i, o) in enumerate(layers)]
@@ -48,24 +58,45 @@ class BatchedMLP(nn.Module):
         for layer in range(len(layers)):
             self.weights.append(nn.Parameter(torch.stack([net[layer][0] for net in nets])))
             self.biases.append(nn.Parameter(torch.stack([net[layer][1] for net in nets])))
+            if layer_norm and layer + 1 < len(layers):
+                self.norm_scales.append(nn.Parameter(torch.ones_like(self.biases[-1])))
+                self.norm_shifts.append(nn.Parameter(torch.zeros_like(self.biases[-1])))
 
-    def layers(self, frozen: bool = False) -> list[tuple[Tensor, Tensor]]:
-        """(weight, bias) of each layer; detached where `frozen`, so that gradient flows to the input only."""
-        pairs = zip(self.weights, self.biases, strict=True)
-        return [(w.detach(), b.detach()) if frozen else (w, b) for w, b in pairs]
+    def layers(self, frozen: bool = False, rows: Tensor | None = None) -> list[Layer]:
+        """Every layer's parameters.
+
+        Args:
+            frozen: detached, so that gradient flows to the input only.
+            rows: int64 numbers of the networks wanted, out of M; None: all.
+        """
+
+        def take(parameter: Tensor) -> Tensor:
+            parameter = parameter.detach() if frozen else parameter
+            return parameter if rows is None else parameter.index_select(0, rows)
+
+        norms = [(take(a), take(b)) for a, b in zip(self.norm_scales, self.norm_shifts, strict=True)]
+        padded = norms + [None] * (len(self.weights) - len(norms))
+        return [(take(w), take(b), norm) for w, b, norm in zip(self.weights, self.biases, padded, strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:
         """[M, rows, in] -> [M, rows, out]."""
         return run_layers(x, self.layers())
 
 
-def run_layers(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Affine layers with a ReLU between each two; x [M, rows, in]."""
-    for index, (weight, bias) in enumerate(layers):
+def run_layers(x: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """Affine layers with a ReLU, and where there is one a norm before it, between each two; x [M, rows, in]."""
+    for index, (weight, bias, norm) in enumerate(layers):
         x = torch.baddbmm(bias, x, weight)
         if index + 1 < len(layers):
-            x = F.relu_(x)  # in place: the gradient needs the output alone
+            x = F.relu_(normalised(x, norm))  # in place: the gradient needs the output alone
     return x
+
+
+def normalised(x: Tensor, norm: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Layer norm (arXiv 1607.06450) of x [M, rows, width] with scale and shift [M, 1, width]; x itself without."""
+    if norm is None:
+        return x
+    return torch.addcmul(norm[1], F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPSILON), norm[0])
 
 
 def _draw_linear(
@@ -91,8 +122,6 @@ class TanhGaussianPolicy(nn.Module):
     log_std = clamp(multiplier * output + offset, -20, 2), multiplier and offset being learnt scalars per seed.
     """
 
-    LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
-
     def __init__(
         self,
         state_dim: int,
@@ -100,10 +129,11 @@ class TanhGaussianPolicy(nn.Module):
         hidden: Sequence[int],
         generators: Sequence[torch.Generator],
         orthogonal: bool = False,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         self.action_dim = action_dim
-        self.net = BatchedMLP([state_dim, *hidden, 2 * action_dim], generators, orthogonal=orthogonal)
+        self.net = BatchedMLP([state_dim, *hidden, 2 * action_dim], generators, 1, orthogonal, layer_norm)
         shape, device = (len(generators), 1, 1), generators[0].device
         self.log_std_multiplier = nn.Parameter(torch.full(shape, 1.0, device=device))
         self.log_std_offset = nn.Parameter(torch.full(shape, -1.0, device=device))
@@ -112,11 +142,95 @@ class TanhGaussianPolicy(nn.Module):
         """states [S, B, D] -> mean and log_std before the tanh, [S, B, A] each."""
         mean, log_std = self.net(states).split(self.action_dim, dim=-1)
         log_std = self.log_std_multiplier * log_std + self.log_std_offset
-        return mean, log_std.clamp(self.LOG_STD_MIN, self.LOG_STD_MAX)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
     def mode(self, states: Tensor) -> Tensor:
         """The deterministic action tanh(mean), [S, B, A]."""
         return torch.tanh(self(states)[0])
+
+    def explore(self, states: Tensor, noise: Tensor) -> Tensor:
+        """A sample, [S, B, A], from standard normal noise [S, B, A]."""
+        mean, log_std = self(states)
+        return torch.tanh(mean + log_std.exp() * noise)
+
+
+class GaussianPolicy(nn.Module):
+    """pi(a|s): a diagonal Gaussian whose log standard deviation is learnt but the same in all states.
+
+    The density is that of the Gaussian; actions are cut to [-1, 1] when they are taken.
+
+    Args:
+        bounded: the mean passes through a tanh.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        generators: Sequence[torch.Generator],
+        orthogonal: bool = False,
+        layer_norm: bool = False,
+        bounded: bool = True,
+    ) -> None:
+        super().__init__()
+        self.net = BatchedMLP([state_dim, *hidden, action_dim], generators, 1, orthogonal, layer_norm)
+        self.log_std = nn.Parameter(torch.zeros(len(generators), 1, action_dim, device=generators[0].device))
+        self.bounded = bounded
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """states [S, B, D] -> mean [S, B, A] and log_std [S, 1, A]."""
+        mean = self.net(states)
+        return torch.tanh(mean) if self.bounded else mean, self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def mode(self, states: Tensor) -> Tensor:
+        """The mean, cut to [-1, 1], [S, B, A]."""
+        return self(states)[0].clamp(-1.0, 1.0)
+
+    def explore(self, states: Tensor, noise: Tensor) -> Tensor:
+        """A sample, cut to [-1, 1], [S, B, A], from standard normal noise [S, B, A]."""
+        mean, log_std = self(states)
+        return (mean + log_std.exp() * noise).clamp(-1.0, 1.0)
+
+
+class DeterministicPolicy(nn.Module):
+    """a = tanh of a network's output.
+
+    Args:
+        exploration_noise: standard deviation of the Gaussian noise that `explore` adds.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        generators: Sequence[torch.Generator],
+        orthogonal: bool = False,
+        layer_norm: bool = False,
+        exploration_noise: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.net = BatchedMLP([state_dim, *hidden, action_dim], generators, 1, orthogonal, layer_norm)
+        self.exploration_noise = exploration_noise
+
+    def forward(self, states: Tensor) -> Tensor:
+        """states [S, B, D] -> actions [S, B, A]."""
+        return torch.tanh(self.net(states))
+
+    def mode(self, states: Tensor) -> Tensor:
+        """The action, [S, B, A]."""
+        return self(states)
+
+    def explore(self, states: Tensor, noise: Tensor) -> Tensor:
+        """The action plus scaled noise, cut to [-1, 1], [S, B, A]; noise standard normal, [S, B, A]."""
+        return (self(states) + self.exploration_noise * noise).clamp(-1.0, 1.0)
+
+
+def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
+    """Log-density of actions [S, B, A] under the diagonal Gaussian; [S, B]."""
+    noise = (actions - mean) * torch.exp(-log_std)
+    return (-0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
 
 
 def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,31 +275,51 @@ class Critics(nn.Module):
         generators: Sequence[torch.Generator],
         members: int = 2,
         orthogonal: bool = False,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         self.state_dim, self.members = state_dim, members
-        self.net = BatchedMLP([state_dim + action_dim, *hidden, 1], generators, members, orthogonal)
+        self.net = BatchedMLP([state_dim + action_dim, *hidden, 1], generators, members, orthogonal, layer_norm)
 
-    def forward(self, states: Tensor, actions: Tensor, frozen: bool = False) -> Tensor:
-        """states [S, B, D], actions [S, B, n, A] -> [S, E, B, n]. `frozen`: no gradient to the parameters."""
+    def forward(self, states: Tensor, actions: Tensor, frozen: bool = False, subset: Tensor | None = None) -> Tensor:
+        """states [S, B, D], actions [S, B, n, A] -> [S, E, B, n].
+
+        Args:
+            frozen: no gradient to the parameters.
+            subset: int64 numbers [S, K] of the members to evaluate; the result is [S, K, B, n].
+        """
         seeds, batch, count, action_dim = actions.shape
-        (weight, bias), *rest = self.net.layers(frozen)
-        state_part = torch.baddbmm(bias, self._repeat(states), weight[:, : self.state_dim])
-        flat = self._repeat(actions.reshape(seeds, batch * count, action_dim))
+        members = self.members if subset is None else subset.shape[1]
+        (weight, bias, norm), *rest = self.net.layers(frozen, self._rows(subset))
+        state_part = torch.baddbmm(bias, _repeat(states, members), weight[:, : self.state_dim])
+        flat = _repeat(actions.reshape(seeds, batch * count, action_dim), members)
         action_part = torch.bmm(flat, weight[:, self.state_dim :])
         width = weight.shape[-1]
-        hidden = state_part.unsqueeze(2) + action_part.view(-1, batch, count, width)
-        hidden = F.relu_(hidden).view(-1, batch * count, width)
-        return run_layers(hidden, rest).view(seeds, self.members, batch, count)
+        hidden = (state_part.unsqueeze(2) + action_part.view(-1, batch, count, width)).view(-1, batch * count, width)
+        hidden = F.relu_(normalised(hidden, norm))
+        return run_layers(hidden, rest).view(seeds, members, batch, count)
 
-    def values(self, states: Tensor, actions: Tensor) -> Tensor:
+    def is_fused(self, states: Tensor) -> bool:
+        """Whether the fused operators of `qcse_ext.critic` can evaluate these critics at these states."""
+        return critic.is_supported(states) and not self.net.layer_norm
+
+    def values(self, states: Tensor, actions: Tensor, subset: Tensor | None = None) -> Tensor:
         """`forward` without a gradient, fused on a CPU."""
-        if critic.is_supported(states):
-            return critic.critic_values(states, actions, list(self.net.weights), list(self.net.biases))
         with torch.no_grad():
-            return self(states, actions)
+            if not self.is_fused(states):
+                return self(states, actions, subset=subset)
+            weights, biases, _ = zip(*self.net.layers(rows=self._rows(subset)), strict=True)
+            return critic.critic_values(states, actions, list(weights), list(biases))
 
-    def _repeat(self, x: Tensor) -> Tensor:
-        """[S, rows, c] -> [S * E, rows, c]"""
-        seeds, rows, channels = x.shape
-        return x.unsqueeze(1).expand(seeds, self.members, rows, channels).reshape(-1, rows, channels)
+    def _rows(self, subset: Tensor | None) -> Tensor | None:
+        """Members [S, K] of each seed's ensemble -> their numbers among all S * E networks, [S * K]."""
+        if subset is None:
+            return None
+        first = torch.arange(len(subset), device=subset.device).unsqueeze(1) * self.members
+        return (first + subset).flatten()
+
+
+def _repeat(x: Tensor, members: int) -> Tensor:
+    """[S, rows, c] -> [S * members, rows, c]"""
+    seeds, rows, channels = x.shape
+    return x.unsqueeze(1).expand(seeds, members, rows, channels).reshape(-1, rows, channels)

@@ -147,7 +147,7 @@ class Trainer:
         self.pending = 0  # updates that the latest environment step still calls for
         self.wall_before = 0.0
         self.metric_sums: dict[str, Tensor] = {}
-        self.metric_count = 0
+        self.metric_counts: dict[str, int] = {}  # not every update has every metric: the policy's turn may be rarer
         self.logged_at = 0
         # Slots and learner's rewards of each seed's current episode, for Monte-Carlo returns.
         self.episode_slots: list[list[int]] = [[] for _ in self.seeds]
@@ -181,7 +181,7 @@ class Trainer:
         np.clip(data.actions, -1.0, 1.0, out=data.actions)
         rewards = (data.rewards * config.reward_scale + config.reward_bias).astype(np.float32)
         returns = np.full(len(data), NO_RETURN, np.float32)
-        if config.algo == "cal_ql":
+        if config.needs_returns:
             returns = self._monte_carlo_returns(rewards, data.episode_end, data.bootstrap)
         columns = {
             "observations": data.observations,
@@ -366,12 +366,9 @@ class Trainer:
             batch.returns = torch.full_like(batch.returns, NO_RETURN)  # the dataset's rows are not bounded either
         noise = self.agent.draw_noise(self.streams, config.batch_size)
         metrics |= self.agent.update(batch, noise)
-        if self.metric_sums:
-            for name, value in metrics.items():
-                self.metric_sums[name] = self.metric_sums[name] + value
-        else:
-            self.metric_sums = metrics
-        self.metric_count += 1
+        for name, value in metrics.items():
+            self.metric_sums[name] = self.metric_sums[name] + value if name in self.metric_sums else value
+            self.metric_counts[name] = self.metric_counts.get(name, 0) + 1
         self._latest = (batch, noise)
         if self.device.type == "cpu":  # on a GPU this would wait for the device: there, before each row and checkpoint
             self._check_finite(metrics)
@@ -402,8 +399,8 @@ class Trainer:
         seconds, steps = now - self.speed_mark[0], self.step - self.speed_mark[1]
         self.speed_mark = (now, self.step)
         self._check_finite(self.metric_sums)
-        means = {name: (total / self.metric_count).tolist() for name, total in self.metric_sums.items()}
-        self.metric_sums, self.metric_count = {}, 0
+        means = {name: (total / self.metric_counts[name]).tolist() for name, total in self.metric_sums.items()}
+        self.metric_sums, self.metric_counts = {}, {}
         for s, log in enumerate(self.logs):
             row: dict[str, Any] = {"step": self.step, "phase": self.phase, "updates": self.agent.updates}
             row["steps_per_second"] = steps / seconds if seconds > 0 else float("nan")
@@ -508,7 +505,7 @@ class Trainer:
                     "last_return": self.last_return,
                     "last_length": self.last_length,
                 },
-                "metrics": {"sums": self.metric_sums, "count": self.metric_count},
+                "metrics": {"sums": self.metric_sums, "counts": self.metric_counts},
                 "log_rows": [log.state() for log in self.logs],
                 "evaluated_at": self.evaluated_at,
                 "pending": self.pending,
@@ -559,7 +556,7 @@ class Trainer:
         self.episode_slots, self.episode_rewards = episodes["slots"], episodes["rewards"]
         self.last_return, self.last_length = episodes["last_return"], episodes["last_length"]
         self.metric_sums = {name: value.to(self.device) for name, value in state["metrics"]["sums"].items()}
-        self.metric_count = state["metrics"]["count"]
+        self.metric_counts = state["metrics"]["counts"]
         self._resumed = {"log_rows": state["log_rows"], "buffer": {"segments": state["buffer"]["segments"]}}
         if not self.finished:
             for env, env_state in zip(self.envs, state["environments"], strict=True):

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 STATE_DIM, ACTION_DIM, BATCH, ACTIONS = 5, 3, 16, 4
-POLICY_HIDDEN = (256, 256, 256)  # CORL's policy has no other
-CRITIC_HIDDEN = (256, 256)
 LOG_TEMPERATURE, LOG_MULTIPLIER = -0.3, 0.4
+# Hidden layers of policy and critics: CORL's classes have no others.
+HIDDEN = {"iql": ((256,) * 2, (256,) * 2), "awac": ((256,) * 3, (256,) * 3), "td3_bc": ((256,) * 2, (256,) * 2)}
+OF_SAC = ((256,) * 3, (256,) * 2)
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Case:
     clip_difference: float | None = None
     entropy_backup: bool = False
     temperature: float = 1.0
+    expectile: float = 0.7
+    beta: float = 3.0
+
+    @property
+    def hidden(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return HIDDEN.get(self.algo, OF_SAC)
 
 
 CASES = {
@@ -38,6 +45,10 @@ CASES = {
     "cql_lagrange_clipped": Case("cql", lagrange=True, clip_difference=5.5),
     "cal_ql": Case("cal_ql"),
     "cal_ql_lagrange_clipped": Case("cal_ql", lagrange=True, clip_difference=5.5),
+    "iql": Case("iql"),
+    "iql_antmaze": Case("iql", expectile=0.9, beta=10.0),
+    "awac": Case("awac", temperature=1.0 / 3.0),
+    "td3_bc": Case("td3_bc", alpha=2.5),
 }
 
 
@@ -51,11 +62,24 @@ def network(rng: np.random.Generator, sizes: list[int]) -> list[tuple[np.ndarray
     return layers
 
 
-def weights() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    rng = np.random.default_rng(1)
-    q = [STATE_DIM + ACTION_DIM, *CRITIC_HIDDEN, 1]
-    nets = {"policy": network(rng, [STATE_DIM, *POLICY_HIDDEN, 2 * ACTION_DIM])}
-    return nets | {name: network(rng, q) for name in ("critic1", "critic2", "target1", "target2")}
+def weights(case: Case) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """Layers of every network, by name."""
+    rng, algo = np.random.default_rng(1), case.algo
+    policy_hidden, critic_hidden = case.hidden
+    q = [STATE_DIM + ACTION_DIM, *critic_hidden, 1]
+    policy = [STATE_DIM, *policy_hidden, ACTION_DIM if algo in HIDDEN else 2 * ACTION_DIM]
+    nets = {"policy": network(rng, policy)}
+    nets |= {name: network(rng, q) for name in ("critic1", "critic2", "target1", "target2")}
+    if algo == "iql":
+        nets["value"] = network(rng, [STATE_DIM, *critic_hidden, 1])
+    if algo == "td3_bc":
+        nets["policy_target"] = network(rng, policy)
+    return nets
+
+
+def log_std() -> np.ndarray:
+    """Of the policies of iql and awac."""
+    return np.random.default_rng(4).uniform(-1.0, 0.5, ACTION_DIM)
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -72,6 +96,8 @@ def batch() -> dict[str, np.ndarray]:
 
 def noise(case: Case) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(3)
+    if case.algo in HIDDEN:
+        return {name: rng.standard_normal((BATCH, ACTION_DIM)) for name in ("policy", "backup")}
     backup = ACTIONS if case.max_target_backup else 1
     return {
         "policy": rng.standard_normal((BATCH, 1, ACTION_DIM)),

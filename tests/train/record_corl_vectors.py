@@ -1,4 +1,4 @@
-"""Run CORL's own SAC, CQL and Cal-QL updates and record their losses and gradient norms.
+"""Run CORL's own updates of each algorithm that it has and record their losses and gradient norms.
 
     python tests/train/record_corl_vectors.py --corl PATH_OF_A_CORL_CHECKOUT
 
@@ -14,6 +14,8 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -61,9 +63,111 @@ def names(net: torch.nn.Sequential, prefix: str) -> dict[str, torch.nn.Parameter
 
 
 def run(corl: Path, case: loss_cases.Case) -> dict[str, dict[str, float]]:
+    return {"iql": run_iql, "awac": run_awac, "td3_bc": run_td3_bc}.get(case.algo, run_sac)(corl, case)
+
+
+def transition() -> list[torch.Tensor]:
+    """States, actions, rewards, next states, ends, the scalars as columns: what CORL's updates take."""
+    column = {name: torch.from_numpy(value) for name, value in loss_cases.batch().items()}
+    parts = [column["observations"], column["actions"], column["rewards"].unsqueeze(1)]
+    return [*parts, column["next_observations"], 1.0 - column["bootstrap"].unsqueeze(1)]
+
+
+@contextmanager
+def drawn(queue: list[np.ndarray]) -> Iterator[None]:
+    """Normal.rsample and randn_like take these arrays, in this order, and all of them."""
+    remaining = [torch.from_numpy(array) for array in queue]
+
+    def rsample(self, sample_shape=()):
+        return self.loc + self.scale * remaining.pop(0).reshape(self.loc.shape)
+
+    saved = torch.distributions.Normal.rsample, torch.randn_like
+    torch.distributions.Normal.rsample, torch.randn_like = rsample, lambda like: remaining.pop(0).reshape(like.shape)
+    try:
+        yield
+    finally:
+        torch.distributions.Normal.rsample, torch.randn_like = saved
+    assert not remaining, "CORL drew less noise than expected"
+
+
+def run_iql(corl: Path, case: loss_cases.Case) -> dict[str, dict[str, float]]:
+    module, weights = load_module(corl / "algorithms" / "finetune" / "iql.py"), loss_cases.weights(case)
+    state_dim, action_dim = loss_cases.STATE_DIM, loss_cases.ACTION_DIM
+    q, v = module.TwinQ(state_dim, action_dim), module.ValueFunction(state_dim)
+    actor = module.GaussianPolicy(state_dim, action_dim, 1.0)
+    agent = module.ImplicitQLearning(
+        1.0, actor, torch.optim.Adam(actor.parameters()), q, None, v, None, iql_tau=case.expectile, beta=case.beta
+    )
+    nets = {"policy": actor.net, "critic1": q.q1, "critic2": q.q2, "value": v.v}
+    nets |= {"target1": agent.q_target.q1, "target2": agent.q_target.q2}
+    for name, net in nets.items():
+        # CORL's Squeeze behind the last layer has no weights
+        set_layers(linear(net.net), weights[name])
+    actor.log_std.data = torch.from_numpy(loss_cases.log_std())
+    notes: dict[str, float] = {}
+    agent.actor_optimizer = Noted(names(linear(actor.net.net), "policy") | {"policy.log_std": actor.log_std}, notes)
+    agent.actor_lr_schedule = MagicMock()
+    both = names(linear(q.q1.net), "critic1") | names(linear(q.q2.net), "critic2")
+    agent.q_optimizer, agent.v_optimizer = Noted(both, notes), Noted(names(linear(v.v.net), "value"), notes)
+    log = agent.train(transition())
+    losses = {"policy": log["actor_loss"], "critic": log["q_loss"] + log["value_loss"], "value": log["value_loss"]}
+    return {"losses": losses, "gradient_norms": notes}
+
+
+def run_awac(corl: Path, case: loss_cases.Case) -> dict[str, dict[str, float]]:
+    module, weights = load_module(corl / "algorithms" / "finetune" / "awac.py"), loss_cases.weights(case)
+    sizes = (loss_cases.STATE_DIM, loss_cases.ACTION_DIM, 256)
+    actor, critics = module.Actor(*sizes), [module.Critic(*sizes) for _ in range(2)]
+    agent = module.AdvantageWeightedActorCritic(
+        actor, None, critics[0], None, critics[1], None, awac_lambda=case.temperature
+    )
+    nets = {"policy": actor, "critic1": critics[0], "critic2": critics[1]}
+    nets |= {"target1": agent._target_critic_1, "target2": agent._target_critic_2}
+    for name, net in nets.items():
+        set_layers(linear(net._mlp), weights[name])
+    actor._log_std.data = torch.from_numpy(loss_cases.log_std())
+    notes: dict[str, float] = {}
+    agent._actor_optimizer = Noted(names(linear(actor._mlp), "policy") | {"policy.log_std": actor._log_std}, notes)
+    agent._critic_1_optimizer = Noted(names(linear(critics[0]._mlp), "critic1"), notes)
+    agent._critic_2_optimizer = Noted(names(linear(critics[1]._mlp), "critic2"), notes)
+    states, actions, rewards, next_states, ends = transition()
+    noise = loss_cases.noise(case)
+    with drawn([noise["backup"], noise["policy"]]):
+        log = agent.update([states, actions, rewards, next_states, ends])
+    return {"losses": {"policy": log["actor_loss"], "critic": log["critic_loss"]}, "gradient_norms": notes}
+
+
+def run_td3_bc(corl: Path, case: loss_cases.Case) -> dict[str, dict[str, float]]:
+    module, weights = load_module(corl / "algorithms" / "offline" / "td3_bc.py"), loss_cases.weights(case)
+    state_dim, action_dim = loss_cases.STATE_DIM, loss_cases.ACTION_DIM
+    actor = module.Actor(state_dim, action_dim, 1.0)
+    critics = [module.Critic(state_dim, action_dim) for _ in range(2)]
+    agent = module.TD3_BC(1.0, actor, None, critics[0], None, critics[1], None, alpha=case.alpha)
+    nets = {"policy": actor, "policy_target": agent.actor_target, "critic1": critics[0], "critic2": critics[1]}
+    nets |= {"target1": agent.critic_1_target, "target2": agent.critic_2_target}
+    for name, net in nets.items():
+        set_layers(linear(net.net), weights[name])
+    notes: dict[str, float] = {}
+    agent.actor_optimizer = Noted(names(linear(actor.net), "policy"), notes)
+    agent.critic_1_optimizer = Noted(names(linear(critics[0].net), "critic1"), notes)
+    agent.critic_2_optimizer = Noted(names(linear(critics[1].net), "critic2"), notes)
+    agent.total_it = 1  # the next update is one of the policy as well
+    with drawn([loss_cases.noise(case)["backup"]]):
+        log = agent.train(transition())
+    return {"losses": {"policy": log["actor_loss"], "critic": log["critic_loss"]}, "gradient_norms": notes}
+
+
+def linear(net: torch.nn.Sequential) -> torch.nn.Sequential:
+    """The network without what stands behind its last layer (a tanh, a squeeze)."""
+    last = max(index for index, module in enumerate(net) if isinstance(module, torch.nn.Linear))
+    return net[: last + 1]
+
+
+def run_sac(corl: Path, case: loss_cases.Case) -> dict[str, dict[str, float]]:
+    """SAC, CQL and Cal-QL."""
     calibrated = case.algo == "cal_ql"
     module = load_module(corl / "algorithms" / "finetune" / ("cal_ql.py" if calibrated else "cql.py"))
-    weights, arrays = loss_cases.weights(), loss_cases.batch()
+    weights = loss_cases.weights(case)
     state_dim, action_dim = loss_cases.STATE_DIM, loss_cases.ACTION_DIM
     critics = [module.FullyConnectedQFunction(state_dim, action_dim, n_hidden_layers=2) for _ in range(2)]
     actor = module.TanhGaussianPolicy(state_dim, action_dim, 1.0)
@@ -95,10 +199,6 @@ def run(corl: Path, case: loss_cases.Case) -> dict[str, dict[str, float]]:
     agent.alpha_prime_optimizer = Noted({"log_multiplier": agent.log_alpha_prime.constant}, notes)
 
     noise = loss_cases.noise(case)
-    queue = [torch.from_numpy(noise[name]) for name in ("policy", "backup", "current", "next")]
-
-    def rsample(self, sample_shape=()):
-        return self.loc + self.scale * queue.pop(0).reshape(self.loc.shape)
 
     def uniform(self, low, high):
         assert (low, high) == (-1, 1)
@@ -114,18 +214,14 @@ def run(corl: Path, case: loss_cases.Case) -> dict[str, dict[str, float]]:
         return result
 
     agent._q_loss = q_loss
-    column = {name: torch.from_numpy(value) for name, value in arrays.items()}
-    transition = [column["observations"], column["actions"], column["rewards"].unsqueeze(1)]
-    transition += [column["next_observations"], 1.0 - column["bootstrap"].unsqueeze(1)]
-    transition += [column["returns"].unsqueeze(1)] if calibrated else []
-    saved = torch.distributions.Normal.rsample, torch.Tensor.uniform_
-    torch.distributions.Normal.rsample, torch.Tensor.uniform_ = rsample, uniform
+    returns = [torch.from_numpy(loss_cases.batch()["returns"]).unsqueeze(1)] if calibrated else []
+    saved, torch.Tensor.uniform_ = torch.Tensor.uniform_, uniform
     agent.total_it = 1  # past the (zero) behaviour-cloning steps
     try:
-        log = agent.train(transition)
+        with drawn([noise[name] for name in ("policy", "backup", "current", "next")]):
+            log = agent.train(transition() + returns)
     finally:
-        torch.distributions.Normal.rsample, torch.Tensor.uniform_ = saved
-    assert not queue, "CORL drew less noise than expected"
+        torch.Tensor.uniform_ = saved
     losses |= {"policy": log["policy_loss"], "temperature": log["alpha_loss"]}
     return {"losses": losses, "gradient_norms": notes}
 

@@ -1,4 +1,5 @@
-"""SAC, CQL and Cal-QL losses and gradients against CORL's own, recorded by `record_corl_vectors.py`."""
+"""Losses and gradients: against CORL's own, recorded by `record_corl_vectors.py`, where it has the algorithm; those of
+RLPD and WSRL against their papers' formulas."""
 
 from __future__ import annotations
 
@@ -24,18 +25,22 @@ RELATIVE = 1e-6
 
 def build(case: loss_cases.Case, seeds: int) -> SAC:
     config = preset(case.algo, "Hopper-v5")
-    config.net = NetworkConfig(loss_cases.POLICY_HIDDEN, loss_cases.CRITIC_HIDDEN)
+    config.net = NetworkConfig(*case.hidden)
     config.entropy_backup = case.entropy_backup
     config.cql.alpha, config.cql.actions, config.cql.temperature = case.alpha, loss_cases.ACTIONS, case.temperature
     config.cql.lagrange, config.cql.max_target_backup = case.lagrange, case.max_target_backup
     config.cql.importance_sampling, config.cql.clip_difference = case.importance_sampling, case.clip_difference
+    config.iql.expectile, config.iql.beta = case.expectile, case.beta
+    config.awac.temperature, config.td3_bc.alpha = case.temperature, case.alpha
     agent = AGENTS[case.algo](loss_cases.STATE_DIM, loss_cases.ACTION_DIM, config, Streams(list(range(seeds))))
-    weights = loss_cases.weights()
+    weights = loss_cases.weights(case)
     nets = {"policy": agent.policy.net, "critic": agent.critics.net, "target": agent.targets.net}
-    for module in agent.modules().values():
+    for name, module in agent.modules().items():
         module.double()
+        if name in ("value", "policy_target"):
+            nets[name] = getattr(module, "net", module)
     for prefix, net in nets.items():
-        members = [weights[name] for name in weights if name.startswith(prefix)]
+        members = [weights[name] for name in weights if name.rstrip("12") == prefix]
         for layer in range(len(net.weights)):
             weight = torch.from_numpy(np.stack([m[layer][0] for m in members] * seeds))
             bias = torch.from_numpy(np.stack([m[layer][1][None] for m in members] * seeds))
@@ -44,6 +49,9 @@ def build(case: loss_cases.Case, seeds: int) -> SAC:
     values = {"log_temperature": loss_cases.LOG_TEMPERATURE, "log_multiplier": loss_cases.LOG_MULTIPLIER}
     for name, parameter in agent.multipliers().items():
         parameter.data = torch.full((seeds,), values[name], dtype=torch.float64)
+    if hasattr(agent.policy, "log_std"):
+        agent.policy.log_std.data = torch.from_numpy(np.stack([loss_cases.log_std()[None]] * seeds))
+    agent.updates = config.policy_every - 1  # the next update is one of the policy as well
     return agent
 
 
@@ -51,18 +59,28 @@ def tensors(arrays: dict[str, np.ndarray], seeds: int) -> dict[str, torch.Tensor
     return {name: torch.from_numpy(np.stack([value] * seeds)) for name, value in arrays.items()}
 
 
+def batch_of(seeds: int) -> Batch:
+    columns = tensors(loss_cases.batch(), seeds)
+    index = torch.zeros(seeds, loss_cases.BATCH, dtype=torch.int64)
+    return Batch(**columns, bonus=torch.zeros_like(columns["rewards"]), index=index, online=index > 0)
+
+
 def gradient_norms(agent: SAC, seed: int) -> dict[str, float]:
     """By the names of the recording."""
     norms = {}
-    for index, (weight, bias) in enumerate(zip(agent.policy.net.weights, agent.policy.net.biases, strict=True)):
-        norms[f"policy.weight{index}"] = weight.grad[seed].norm()
-        norms[f"policy.bias{index}"] = bias.grad[seed].norm()
-    norms["policy.log_std_multiplier"] = agent.policy.log_std_multiplier.grad[seed].norm()
-    norms["policy.log_std_offset"] = agent.policy.log_std_offset.grad[seed].norm()
-    for member in range(2):
-        for index, (weight, bias) in enumerate(zip(agent.critics.net.weights, agent.critics.net.biases, strict=True)):
-            norms[f"critic{member + 1}.weight{index}"] = weight.grad[2 * seed + member].norm()
-            norms[f"critic{member + 1}.bias{index}"] = bias.grad[2 * seed + member].norm()
+    nets = {"policy": (agent.policy.net, seed)}
+    nets |= {f"critic{member + 1}": (agent.critics.net, 2 * seed + member) for member in range(2)}
+    if "value" in agent.modules():
+        nets["value"] = agent.modules()["value"], seed
+    for name, (net, row) in nets.items():
+        for index, (weight, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
+            norms[f"{name}.weight{index}"], norms[f"{name}.bias{index}"] = (
+                weight.grad[row].norm(),
+                bias.grad[row].norm(),
+            )
+    for name, parameter in agent.policy.named_parameters():
+        if name.startswith("log_std"):
+            norms[f"policy.{name}"] = parameter.grad[seed].norm()
     for name, parameter in agent.multipliers().items():
         if parameter.grad is not None:
             norms[name] = parameter.grad[seed].abs()
@@ -77,20 +95,28 @@ def test_losses_and_gradients_equal_corl(name: str, seeds: int, fused: bool, mon
         monkeypatch.setattr(critic, "is_supported", lambda states: False)
     case, want = loss_cases.CASES[name], VECTORS[name]
     agent = build(case, seeds)
-    columns = tensors(loss_cases.batch(), seeds)
-    index = torch.zeros(seeds, loss_cases.BATCH, dtype=torch.int64)
-    batch = Batch(**columns, bonus=torch.zeros_like(columns["rewards"]), index=index, online=index > 0)
-    losses = agent.losses(batch, tensors(loss_cases.noise(case), seeds))
+    losses = agent.losses(batch_of(seeds), tensors(loss_cases.noise(case), seeds))
     (losses.policy + losses.critic + losses.multipliers).sum().backward()
     for seed in range(seeds):
         got = {"policy": losses.policy, "critic": losses.critic}
         for loss, value in got.items():
             assert value[seed].item() == pytest.approx(want["losses"][loss], rel=RELATIVE), loss
-        multipliers = want["losses"]["temperature"] + want["losses"]["multiplier"]
+        if "value" in want["losses"]:
+            assert losses.metrics["loss/value"][seed].item() == pytest.approx(want["losses"]["value"], rel=RELATIVE)
+        multipliers = want["losses"].get("temperature", 0.0) + want["losses"].get("multiplier", 0.0)
         assert losses.multipliers[seed].item() == pytest.approx(multipliers, rel=RELATIVE)
         norms = gradient_norms(agent, seed)
         assert set(norms) == set(want["gradient_norms"])
         assert norms == pytest.approx(want["gradient_norms"], rel=RELATIVE)
+
+
+def test_weights_are_cut_on_some_rows_only() -> None:
+    """Else the recorded cases of iql and awac would not tell a bound of the weights from none."""
+    for name in ("iql_antmaze", "awac"):
+        agent = build(loss_cases.CASES[name], 1)
+        losses = agent.losses(batch_of(1), tensors(loss_cases.noise(loss_cases.CASES[name]), 1))
+        mean = float(losses.metrics["policy/weight"])
+        assert 100 / loss_cases.BATCH < mean < 99, (name, mean)
 
 
 def test_the_bound_binds_on_some_rows_only() -> None:
@@ -101,10 +127,8 @@ def test_the_bound_binds_on_some_rows_only() -> None:
 
 def test_an_unknown_return_bounds_nothing() -> None:
     case = loss_cases.CASES["cal_ql"]
-    columns = tensors(loss_cases.batch(), 1)
-    columns["returns"] = torch.full_like(columns["returns"], float("-inf"))
-    index = torch.zeros(1, loss_cases.BATCH, dtype=torch.int64)
-    batch = Batch(**columns, bonus=torch.zeros_like(columns["rewards"]), index=index, online=index > 0)
+    batch = batch_of(1)
+    batch.returns = torch.full_like(batch.returns, float("-inf"))
     losses = build(case, 1).losses(batch, tensors(loss_cases.noise(case), 1))
     assert losses.critic.item() == pytest.approx(VECTORS["cql"]["losses"]["critic"], rel=RELATIVE)
     assert float(losses.metrics["cal_ql/bound_share"]) == 0.0

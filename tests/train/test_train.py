@@ -49,6 +49,7 @@ def quick(algo: str, env: str = "QcseCountdown-v0", **changes: object) -> TrainC
     config = preset(algo, env)
     config.net.policy_hidden = config.net.critic_hidden = (16,)
     config.batch_size, config.cql.actions, config.eval_episodes, config.threads = 16, 2, 1, 1
+    config.updates_per_step = min(config.updates_per_step, 2)
     config.offline_steps, config.online_steps, config.learning_starts, config.random_steps = 0, 60, 0, 0
     config.device = "cpu"
     for name, value in changes.items():
@@ -179,7 +180,7 @@ def test_seeds_in_one_batch_equal_seeds_alone(algo: str) -> None:
         for _ in range(5):
             agent.update(buffer.sample(streams, rows, None), agent.draw_noise(streams, rows))
         return dict(agent.policy.named_parameters()) | {
-            f"critic.{name}": value.unflatten(0, (len(which), 2)) for name, value in agent.critics.named_parameters()
+            f"critic.{name}": value.unflatten(0, (len(which), -1)) for name, value in agent.critics.named_parameters()
         }
 
     together = train(seeds)
@@ -246,7 +247,8 @@ def test_the_update_reads_nothing_back(
         torch.ones(1).item()
     monkeypatch.setattr(Trainer, "_check_finite", lambda self, metrics: None)  # on a GPU it runs when logging
     with NoHostRead():
-        trainer._update()
+        for _ in range(2):  # one of them moves the policy
+            trainer._update()
 
 
 def test_targets_follow_and_frozen_critics_get_no_gradient() -> None:

@@ -53,7 +53,7 @@ class CQL(SAC):
         cql = self.config.cql
         with torch.no_grad():
             next_mean, next_log_std = self.policy(batch.next_observations)
-            target = self.bellman_target(batch, next_mean, next_log_std, noise["backup"], temperature)
+            target = self.bellman_target(batch, next_mean, next_log_std, noise, temperature)
             current, current_log_prob = tanh_gaussian_sample(mean, log_std, noise["current"])
             following, following_log_prob = tanh_gaussian_sample(next_mean, next_log_std, noise["next"])
             actions = torch.cat([batch.actions.unsqueeze(-2), noise["random"], following, current], dim=-2)
@@ -64,14 +64,14 @@ class CQL(SAC):
                 offsets = torch.zeros_like(offsets)
         multiplier = self.log_multiplier.exp().clamp(max=1e6) if cql.lagrange else torch.ones_like(self.log_multiplier)
         weight = cql.alpha * multiplier.detach()
-        loss, statistics = self.conservative_loss(batch, actions, target, offsets, weight)
+        loss, statistics = self.conservative_loss(batch, actions, target, offsets, weight, self.subset(noise))
         gap = statistics["gap"]
         multiplier_loss = torch.zeros_like(loss)
         metrics = {"q/target": target.mean(-1)}
         if cql.lagrange:
-            excess = cql.alpha * (gap - cql.target_gap)
+            excess = cql.alpha * (gap.mean(-1) - cql.target_gap) * self.critics.members
             loss = loss - self.critics.members * weight * cql.target_gap  # a constant; the loss as it is published
-            multiplier_loss = -0.5 * multiplier * excess.sum(-1)
+            multiplier_loss = -0.5 * multiplier * excess
             metrics["cql/multiplier"] = multiplier.detach()
         metrics |= {
             "loss/bellman": statistics["error"].sum(-1),
@@ -89,20 +89,28 @@ class CQL(SAC):
         return torch.full_like(batch.rewards, -math.inf)
 
     def conservative_loss(
-        self, batch: Batch, actions: Tensor, target: Tensor, offsets: Tensor, weight: Tensor
+        self,
+        batch: Batch,
+        actions: Tensor,
+        target: Tensor,
+        offsets: Tensor,
+        weight: Tensor,
+        subset: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Bellman error plus weighted conservative gap: `qcse_ext.critic.conservative_loss`, which has the formula.
 
-        On a CPU it is fused; elsewhere the same is written in torch, and autograd differentiates it.
+        With a subset [S, K] of the E critics the sum over all gaps is estimated by E / K times the sum over theirs.
+        On a CPU the whole is fused; with a subset, layer norm, or elsewhere the same is written in torch, and autograd
+        differentiates it.
         """
         cql, bound, include_data = self.config.cql, self.bound(batch), not self.config.cql.importance_sampling
-        if critic.is_supported(batch.observations):
+        if subset is None and self.critics.is_fused(batch.observations):
             weights, biases = list(self.critics.net.weights), list(self.critics.net.biases)
             return critic.conservative_loss(
                 batch.observations, actions, weights, biases, target, offsets, bound, weight,
                 cql.temperature, cql.clip_difference, include_data,
             )  # fmt: skip
-        q = self.critics(batch.observations, actions)
+        q = self.critics(batch.observations, actions, subset=subset)
         data, uniform, policy = q.split([1, cql.actions, 2 * cql.actions], dim=-1)
         bound = bound[:, None, :, None]
         out_of_data = torch.cat([uniform, torch.maximum(policy, bound)], dim=-1) + offsets.unsqueeze(1)
@@ -112,6 +120,8 @@ class CQL(SAC):
         difference = torch.logsumexp(out_of_data / cql.temperature, dim=-1) * cql.temperature - data
         if cql.clip_difference is not None:
             difference = difference.clamp(min=cql.clip_difference)
+        if subset is not None:
+            data = self.critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
         error, gap = (data - target.unsqueeze(1)).square().mean(-1), difference.mean(-1)
         statistics = {
             "error": error,
@@ -121,5 +131,5 @@ class CQL(SAC):
             "q_policy": policy.mean((-2, -1)),
             "bound_share": (policy < bound).to(q.dtype).mean((-2, -1)),
         }
-        loss = (error + weight.unsqueeze(-1) * gap).sum(-1)
+        loss = error.sum(-1) + weight * gap.mean(-1) * self.critics.members
         return loss, {name: value.detach() for name, value in statistics.items()}

@@ -1,4 +1,4 @@
-"""Soft actor-critic (arXiv 1801.01290, 1812.05905) for S independent seeds; the base of CQL and Cal-QL."""
+"""Soft actor-critic (arXiv 1801.01290, 1812.05905) for S independent seeds; the base of all other algorithms."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from torch import Tensor, nn
 
 from ..buffer import Batch
 from ..config import TrainConfig
-from ..nets import Critics, TanhGaussianPolicy, tanh_gaussian_log_prob, tanh_gaussian_sample
+from ..nets import (
+    Critics,
+    DeterministicPolicy,
+    GaussianPolicy,
+    TanhGaussianPolicy,
+    tanh_gaussian_log_prob,
+    tanh_gaussian_sample,
+)
 from ..streams import Streams
 
 Noise = dict[str, Tensor]
+Policy = TanhGaussianPolicy | GaussianPolicy | DeterministicPolicy
 
 
 @dataclass
@@ -28,10 +36,12 @@ class Losses:
 
 
 class SAC:
-    """Two critics, their targets, a tanh-Gaussian policy and a learnt temperature, all seeds in one set of tensors.
+    """An ensemble of critics, their targets, a tanh-Gaussian policy and a learnt temperature; all seeds in one set of
+    tensors.
 
     One update is: `noise = agent.draw_noise(streams, B)`, `agent.update(batch, noise)`. It reads nothing back to
-    the host. All losses are taken at the parameters before the update, then all parameters move.
+    the host. All losses are taken at the parameters before the update, then all parameters move: those of policy and
+    temperature only where it is their turn, which the host's count of updates decides.
 
     Args:
         state_dim, action_dim: D and A.
@@ -39,20 +49,32 @@ class SAC:
         streams: random streams of the S seeds; 'initialisation' is used here.
     """
 
+    entropy_per_dimension = -1.0  # what the temperature aims at, unless `target_entropy` says otherwise
+
     def __init__(self, state_dim: int, action_dim: int, config: TrainConfig, streams: Streams) -> None:
         self.config = config
         self.action_dim = action_dim
         self.seeds, self.device = len(streams), streams.device
         generators, net = streams.generators("initialisation"), config.net
-        self.policy = TanhGaussianPolicy(state_dim, action_dim, net.policy_hidden, generators, net.orthogonal_init)
-        self.critics = Critics(state_dim, action_dim, net.critic_hidden, generators, 2, net.orthogonal_init)
+        self.policy: Policy = self.make_policy(state_dim, generators)
+        self.critics = Critics(
+            state_dim, action_dim, net.critic_hidden, generators, net.critics, net.orthogonal_init,
+            net.critic_layer_norm,
+        )  # fmt: skip
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.zeros(self.seeds, device=self.device))
-        self.target_entropy = -float(action_dim) if config.target_entropy is None else config.target_entropy
+        default = self.entropy_per_dimension * action_dim
+        self.target_entropy = default if config.target_entropy is None else config.target_entropy
         self.updates = 0
         self.optimizer = torch.optim.Adam(self.parameter_groups(), fused=True)
 
     # What an algorithm is made of; subclasses change these.
+
+    def make_policy(self, state_dim: int, generators: list[torch.Generator]) -> Policy:
+        net = self.config.net
+        return TanhGaussianPolicy(
+            state_dim, self.action_dim, net.policy_hidden, generators, net.orthogonal_init, net.policy_layer_norm
+        )
 
     def parameter_groups(self) -> list[dict]:
         config = self.config
@@ -64,33 +86,40 @@ class SAC:
     def noise_shapes(self, batch_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Name -> (law, shape without the seed dimension) of every random number of one update."""
         one = (batch_size, 1, self.action_dim)
-        return {"policy": ("normal", one), "backup": ("normal", one)}
+        shapes = {"policy": ("normal", one), "backup": ("normal", one)}
+        if self.config.critic_subset is not None:
+            shapes["subset"] = ("uniform", (self.critics.members,))
+        return shapes
 
     def losses(self, batch: Batch, noise: Noise) -> Losses:
-        """All losses of one update at the current parameters."""
-        mean, log_std = self.policy(batch.observations)
-        actions, log_prob = tanh_gaussian_sample(mean, log_std, noise["policy"])
+        """All losses of one update at the current parameters; 0 for policy and temperature unless it is their turn."""
+        turn = self.policy_turn
+        with torch.set_grad_enabled(turn):
+            mean, log_std = self.policy(batch.observations)
         temperature = self.log_temperature.detach().exp()
-        policy_loss, log_prob = self.policy_loss(batch, mean, log_std, actions, log_prob.squeeze(-1), temperature)
-        temperature_loss = -self.log_temperature * (log_prob.detach() + self.target_entropy).mean(-1)
         critic_loss, multiplier_loss, metrics = self.critic_loss(batch, noise, mean, log_std, temperature)
-        metrics |= {
-            "loss/policy": policy_loss.detach(),
-            "loss/critic": critic_loss.detach(),
-            "loss/temperature": temperature_loss.detach(),
-            "policy/entropy": -log_prob.detach().mean(-1),
-            "policy/temperature": temperature,
-        }
+        metrics |= {"loss/critic": critic_loss.detach(), "policy/temperature": temperature}
+        policy_loss = temperature_loss = torch.zeros_like(critic_loss)
+        if turn:
+            actions, log_prob = tanh_gaussian_sample(mean, log_std, noise["policy"])
+            policy_loss, log_prob = self.policy_loss(batch, mean, log_std, actions, log_prob.squeeze(-1), temperature)
+            temperature_loss = -self.log_temperature * (log_prob.detach() + self.target_entropy).mean(-1)
+            metrics |= {
+                "loss/policy": policy_loss.detach(),
+                "loss/temperature": temperature_loss.detach(),
+                "policy/entropy": -log_prob.detach().mean(-1),
+            }
         return Losses(policy_loss, critic_loss, temperature_loss + multiplier_loss, metrics)
 
     def policy_loss(
         self, batch: Batch, mean: Tensor, log_std: Tensor, actions: Tensor, log_prob: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """E[temperature * log pi - min Q], [S]; and log pi [S, B]."""
+        """E[temperature * log pi - Q], Q the least or the mean of the ensemble's, [S]; and log pi [S, B]."""
         if self.updates < self.config.behaviour_cloning_steps:
             gain = tanh_gaussian_log_prob(mean, log_std, batch.actions)
         else:
-            gain = self.critics(batch.observations, actions, frozen=True).amin(1).squeeze(-1)
+            q = self.critics(batch.observations, actions, frozen=True).squeeze(-1)
+            gain = q.amin(1) if self.config.policy_value == "min" else q.mean(1)
         return (temperature.unsqueeze(-1) * log_prob - gain).mean(-1), log_prob
 
     def critic_loss(
@@ -100,21 +129,39 @@ class SAC:
         predicted = self.critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
         with torch.no_grad():
             next_mean, next_log_std = self.policy(batch.next_observations)
-            target = self.bellman_target(batch, next_mean, next_log_std, noise["backup"], temperature)
+            target = self.bellman_target(batch, next_mean, next_log_std, noise, temperature)
         error = self.bellman_error(predicted, target)
         return error, torch.zeros_like(error), self.q_metrics(predicted, target)
 
     # Shared pieces.
 
-    def bellman_target(
-        self, batch: Batch, next_mean: Tensor, next_log_std: Tensor, noise: Tensor, temperature: Tensor
-    ) -> Tensor:
-        """r + gamma * bootstrap * min_e Q'_e(s', a'), [S, B].
+    @property
+    def online(self) -> bool:
+        """Whether the next update is one of the online phase; an offline step is one update."""
+        return self.updates >= self.config.offline_steps
 
-        The noise draws n actions a' per state; the one with the best min_e Q' is taken (n = 1: plain backup).
+    @property
+    def policy_turn(self) -> bool:
+        """Whether the next update moves the policy, and what moves along with it: each `policy_every`-th of a phase."""
+        every = self.config.policy_every or self.config.updates_per_step
+        done = self.updates - self.config.offline_steps if self.online else self.updates
+        return (done + 1) % every == 0
+
+    def subset(self, noise: Noise) -> Tensor | None:
+        """The `critic_subset` members that this update draws for each seed, without replacement, [S, K]; None: all."""
+        count = self.config.critic_subset
+        return None if count is None else noise["subset"].argsort(-1)[:, :count]
+
+    def bellman_target(
+        self, batch: Batch, next_mean: Tensor, next_log_std: Tensor, noise: Noise, temperature: Tensor
+    ) -> Tensor:
+        """r + gamma * bootstrap * min_e Q'_e(s', a'), e over this update's members; [S, B].
+
+        The noise 'backup' draws n actions a' per state; the one with the best min_e Q' is taken (n = 1: plain backup).
         """
-        actions, log_prob = tanh_gaussian_sample(next_mean, next_log_std, noise)
-        value, best = self.targets.values(batch.next_observations, actions).amin(1).max(-1)
+        actions, log_prob = tanh_gaussian_sample(next_mean, next_log_std, noise["backup"])
+        values = self.targets.values(batch.next_observations, actions, self.subset(noise))
+        value, best = values.amin(1).max(-1)
         if self.config.entropy_backup:
             value = value - temperature.unsqueeze(-1) * log_prob.gather(-1, best.unsqueeze(-1)).squeeze(-1)
         return batch.rewards + self.config.discount * batch.bootstrap * value
@@ -139,22 +186,20 @@ class SAC:
         self.optimizer.zero_grad(set_to_none=True)
         (losses.policy + losses.critic + losses.multipliers).sum().backward()
         self.optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.targets.parameters()), list(self.critics.parameters()), self.config.target_rate
-            )
+        self.move_targets()
         self.updates += 1
         return losses.metrics
+
+    @torch.no_grad()
+    def move_targets(self) -> None:
+        torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), self.config.target_rate)
 
     # Use.
 
     @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor | None = None) -> Tensor:
-        """observations [S, B, D] -> actions [S, B, A]: the mode, or with noise [S, B, A] a sample."""
-        if noise is None:
-            return self.policy.mode(observations)
-        mean, log_std = self.policy(observations)
-        return torch.tanh(mean + log_std.exp() * noise)
+        """observations [S, B, D] -> actions [S, B, A]: the mode, or with noise [S, B, A] one that explores."""
+        return self.policy.mode(observations) if noise is None else self.policy.explore(observations, noise)
 
     @torch.no_grad()
     def min_q(self, observations: Tensor, actions: Tensor, critics: Critics | None = None) -> Tensor:
