@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,7 @@ def test_tensorboard_shows_each_step_once_after_a_resumption(tmp_path: Path) -> 
     log.write("train", {"step": 20, "phase": "offline", "loss": 9.0})
     log.write("eval", eval_row(20))
     log.close()
+    time.sleep(1.1)  # TensorBoard reads its files in the order of their names, which begin with the second
     again = RunLog(tmp_path, resume_rows=kept)
     again.write("train", {"step": 20, "phase": "offline", "loss": 0.25})
     again.write("eval", eval_row(20, return_mean=4.0))
