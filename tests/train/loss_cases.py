@@ -30,6 +30,8 @@ class Case:
     temperature: float = 1.0
     expectile: float = 0.7
     beta: float = 3.0
+    policy_noise: float = 0.2
+    q_shift: float = 0.0  # added to every critic's last bias
 
     @property
     def hidden(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -49,6 +51,8 @@ CASES = {
     "iql_antmaze": Case("iql", expectile=0.9, beta=10.0),
     "awac": Case("awac", temperature=1.0 / 3.0),
     "td3_bc": Case("td3_bc", alpha=2.5),
+    # Noise that is cut more often than not, and values of both signs.
+    "td3_bc_cut": Case("td3_bc", alpha=2.5, policy_noise=0.8, q_shift=-2.0),
 }
 
 
@@ -70,6 +74,9 @@ def weights(case: Case) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     policy = [STATE_DIM, *policy_hidden, ACTION_DIM if algo in HIDDEN else 2 * ACTION_DIM]
     nets = {"policy": network(rng, policy)}
     nets |= {name: network(rng, q) for name in ("critic1", "critic2", "target1", "target2")}
+    for name in ("critic1", "critic2", "target1", "target2"):
+        weight, bias = nets[name][-1]
+        nets[name][-1] = weight, bias + case.q_shift
     if algo == "iql":
         nets["value"] = network(rng, [STATE_DIM, *critic_hidden, 1])
     if algo == "td3_bc":

@@ -142,7 +142,9 @@ def run_td3_bc(corl: Path, case: loss_cases.Case) -> dict[str, dict[str, float]]
     state_dim, action_dim = loss_cases.STATE_DIM, loss_cases.ACTION_DIM
     actor = module.Actor(state_dim, action_dim, 1.0)
     critics = [module.Critic(state_dim, action_dim) for _ in range(2)]
-    agent = module.TD3_BC(1.0, actor, None, critics[0], None, critics[1], None, alpha=case.alpha)
+    agent = module.TD3_BC(
+        1.0, actor, None, critics[0], None, critics[1], None, alpha=case.alpha, policy_noise=case.policy_noise
+    )
     nets = {"policy": actor, "policy_target": agent.actor_target, "critic1": critics[0], "critic2": critics[1]}
     nets |= {"target1": agent.critic_1_target, "target2": agent.critic_2_target}
     for name, net in nets.items():

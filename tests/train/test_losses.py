@@ -32,6 +32,7 @@ def build(case: loss_cases.Case, seeds: int) -> SAC:
     config.cql.importance_sampling, config.cql.clip_difference = case.importance_sampling, case.clip_difference
     config.iql.expectile, config.iql.beta = case.expectile, case.beta
     config.awac.temperature, config.td3_bc.alpha = case.temperature, case.alpha
+    config.td3_bc.policy_noise = case.policy_noise
     agent = AGENTS[case.algo](loss_cases.STATE_DIM, loss_cases.ACTION_DIM, config, Streams(list(range(seeds))))
     weights = loss_cases.weights(case)
     nets = {"policy": agent.policy.net, "critic": agent.critics.net, "target": agent.targets.net}
