@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.qcse-installed
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc qcse_ext python -type f -not -name '*.pyc' -not -name '*.so')
 
-.PHONY: help install demo demo-maze test lint format bench bench-train emulate faults kernels sanitize gpu-check gpu-bench clean
+.PHONY: help install demo demo-maze test lint format learn bench bench-train emulate faults kernels sanitize gpu-check gpu-bench clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -35,6 +35,9 @@ demo: install  ## offline-to-online on the embedded Hopper data, with and withou
 
 test: install  ## all tests, spread over JOBS processes
 	$(BIN)/pytest tests --numprocesses $(JOBS) --dist worksteal
+
+learn: install  ## does every algorithm learn? all eight on the embedded Hopper data (half an hour)
+	$(BIN)/python -P benchmarks/learn.py
 
 bench: install  ## the operator against what a user would run instead (python -m qcse_ext.bench --help)
 	$(BIN)/python -P -m qcse_ext.bench --device cpu

@@ -18,7 +18,7 @@ from torch import Tensor
 from .agents import AGENTS
 from .agents.sac import SAC
 from .buffer import ReplayBuffer
-from .config import NetworkConfig, TrainConfig, preset
+from .config import TrainConfig, preset
 from .errors import ConfigError
 from .log import machine_facts, write_json
 from .reward import IntrinsicReward
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .cli import BenchArgs
 
 DATASET_ROWS, ONLINE_ROWS = 20_000, 2_000
+CORL_ALGOS = ("cql", "cal_ql")  # those that `corl_step` builds
 CORL_POLICY_HIDDEN = (256, 256, 256)  # what CORL's policy has, whatever its configuration says
 
 
@@ -50,7 +51,7 @@ def random_transitions(rows: int, args: BenchArgs, generator: torch.Generator) -
 def configuration(algo: str, bonus: str, args: BenchArgs) -> TrainConfig:
     config = preset(algo, "HalfCheetah-v5")
     config.batch_size, config.cql.actions = args.batch_size, args.actions
-    config.net = NetworkConfig(args.policy_hidden, args.critic_hidden)
+    config.net.policy_hidden, config.net.critic_hidden = args.policy_hidden, args.critic_hidden
     config.bonus.kind = bonus  # type: ignore[assignment]
     config.offline_fraction = 0.5
     return config
@@ -61,6 +62,7 @@ def our_step(algo: str, bonus: str, seeds: int, args: BenchArgs, device: torch.d
     config = configuration(algo, bonus, args)
     streams = Streams(list(range(seeds)), device)
     agent: SAC = AGENTS[algo](args.state_dim, args.action_dim, config, streams)
+    agent.updates = config.offline_steps  # online from the first one on
     generator = torch.Generator().manual_seed(0)
     data = random_transitions(DATASET_ROWS, args, generator)
     buffer = ReplayBuffer(data, seeds, ONLINE_ROWS, args.state_dim, args.action_dim, device)
@@ -136,6 +138,11 @@ def bench(args: BenchArgs) -> int:
         torch.set_num_threads(args.threads)
     if args.corl is not None and args.policy_hidden != CORL_POLICY_HIDDEN:
         raise ConfigError(f"policy_hidden: got {args.policy_hidden}, but CORL's policy has {CORL_POLICY_HIDDEN}")
+    unmatched = [algo for algo in args.algos if algo not in CORL_ALGOS]
+    if args.corl is not None and unmatched:
+        raise ConfigError(
+            f"algos: got {', '.join(unmatched)} with --corl; expected {' or '.join(CORL_ALGOS)}, or no --corl"
+        )
     steps: dict[tuple[str, str, str, int], Callable[[], None]] = {}
     for algo in args.algos:
         if args.corl is not None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -160,8 +160,8 @@ class BenchArgs:
 
     corl: Path | None = None
     """A checkout of CORL."""
-    algos: tuple[Literal["cql", "cal_ql"], ...] = ("cal_ql",)
-    """Algorithms."""
+    algos: tuple[Algo, ...] = ("cal_ql",)
+    """Algorithms, with their own ensembles; with --corl cql and cal_ql only."""
     seeds: tuple[int, ...] = (1,)
     """Numbers of seeds trained in one step."""
     state_dim: int = 17
@@ -183,7 +183,7 @@ class BenchArgs:
     rounds: int = 7
     """Interleaved rounds; medians over them are printed."""
     updates: int = 5
-    """Updates of each candidate in a round."""
+    """Updates of each candidate in a round; rlpd's policy moves at one of 20 only, wsrl's at one of 4."""
     warm_up: int = 3
     """Updates before the first round."""
     json: Path | None = None

@@ -7,6 +7,7 @@ The references below are written per seed and per critic, in float64, from the p
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import typing
 from pathlib import Path
@@ -19,7 +20,9 @@ from torch import Tensor
 from qcse import checkpoint
 from qcse.agents import AGENTS
 from qcse.agents.sac import SAC
+from qcse.bench import bench, configuration
 from qcse.buffer import Batch
+from qcse.cli import BenchArgs
 from qcse.config import Algo, BonusKind, TrainConfig, preset, validate
 from qcse.errors import ConfigError
 from qcse.streams import Streams
@@ -290,9 +293,8 @@ def test_td3_bc_delays_its_policy_and_its_targets() -> None:
 
 
 def test_rlpd_moves_its_policy_once_for_each_environment_step() -> None:
-    moved = movements(
-        "rlpd", 7, offline_steps=1
-    )  # three updates a step; the offline phase is one update short of a turn
+    # three updates a step; the offline phase is shorter than that, so it has no turn
+    moved = movements("rlpd", 7, offline_steps=1)
     assert moved["critics"] == moved["targets"] == list(range(1, 8))
     assert moved["policy"] == moved["log_temperature"] == [4, 7]
 
@@ -364,7 +366,7 @@ def test_every_algorithm_runs_with_every_bonus(algo: str, bonus: BonusKind, hopp
     assert trainer.reward.active == (bonus != "none")
 
 
-@pytest.mark.parametrize("algo", ["iql", "awac", "td3_bc", "rlpd", "wsrl"])
+@pytest.mark.parametrize("algo", ALGORITHMS)
 def test_a_stopped_run_goes_on_as_if_it_had_not(algo: str, hopper_data: Path, tmp_path: Path) -> None:
     """Stopped amid a step's updates of the online phase, where the policy's turn is between two."""
     config = small(algo, dataset=hopper_data, offline_steps=3, online_steps=6, seeds=2, updates_per_step=3)
@@ -390,6 +392,20 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(algo: str, hopper_data: Path, tm
     rows = [(tmp_path / name / "seed1" / "train.csv").read_text().splitlines() for name in ("whole", "broken")]
     strip = [[",".join(line.split(",")[:3] + line.split(",")[4:]) for line in lines] for lines in rows]  # not the speed
     assert strip[0] == strip[1]
+
+
+def test_the_benchmark_times_every_algorithm_with_its_own_ensemble(tmp_path: Path) -> None:
+    args = BenchArgs(algos=ALGORITHMS, batch_size=32, actions=2, policy_hidden=(16,), critic_hidden=(16,), device="cpu")
+    args.threads = args.rounds = args.updates = args.warm_up = 1
+    args.json = tmp_path / "bench.json"
+    assert bench(args) == 0
+    records = json.loads(args.json.read_text())["records"]
+    assert [(r["algo"], r["bonus"]) for r in records] == list(itertools.product(ALGORITHMS, ("none", "qcse")))
+    assert all(record["updates_per_second"] > 0 for record in records)
+    assert configuration("rlpd", "none", args).net.critics == 10
+    args.corl, args.policy_hidden = tmp_path, (256, 256, 256)
+    with pytest.raises(ConfigError, match="algos: got sac, iql, awac, td3_bc, rlpd, wsrl with --corl"):
+        bench(args)
 
 
 @pytest.mark.parametrize(
