@@ -70,13 +70,13 @@ def our_step(algo: str, bonus: str, seeds: int, args: BenchArgs, device: torch.d
     for name, column in online.items():
         buffer.online[name].copy_(column.view(seeds, ONLINE_ROWS, *column.shape[1:]))
     buffer.added = ONLINE_ROWS
-    reward = IntrinsicReward(config.bonus, args.state_dim, seeds, 1.0, device)
-    reward.start_online(agent)
+    reward = IntrinsicReward(config.bonus, agent, buffer, streams)
+    reward.start_online()
 
     def step() -> None:
         batch = buffer.sample(streams, config.batch_size, config.offline_fraction)
         if reward.active:
-            reward.add_to(batch, agent, buffer, streams)
+            reward.add_to(batch)
         agent.update(batch, agent.draw_noise(streams, config.batch_size))
 
     return step

@@ -37,7 +37,7 @@ commands:
 @dataclass
 class TrainArgs(TrainConfig):
     """Pre-train on a dataset, then fine-tune online. Defaults shown are those of the algorithm's and environment's
-    preset: give --algo and --env together with --help to see them."""
+    preset, and of the bonus: give --algo, --env and --bonus together with --help to see them."""
 
     resume: Path | None = None
     """Continue the run in this folder, with its stored options."""
@@ -225,6 +225,7 @@ def _train(argv: list[str]) -> int:
     peek.add_argument("--task")
     peek.add_argument("--preset")
     peek.add_argument("--dataset", default="")
+    peek.add_argument("--bonus", default="none")
     peek.add_argument("--resume", type=Path)
     known, _ = peek.parse_known_args(argv)
 
@@ -236,7 +237,7 @@ def _train(argv: list[str]) -> int:
     of_task = task is not None and not known.env and has_preset(known.algo, task.env_id, task.preset)
     kind = known.preset or (task.preset if of_task else "default")
     recorded = known.dataset if known.dataset.startswith("minari:") else "Hopper-v5"
-    defaults = preset(known.algo, known.env or (task.env_id if task else recorded), kind)
+    defaults = preset(known.algo, known.env or (task.env_id if task else recorded), kind, known.bonus)
     if task is not None:
         defaults.task, defaults.dataset = task.name, task.path
     if known.resume is not None:

@@ -15,7 +15,7 @@ from .datasets import task_family
 from .errors import ConfigError
 
 Algo = Literal["sac", "cql", "cal_ql", "iql", "awac", "td3_bc", "rlpd", "wsrl"]
-BonusKind = Literal["none", "qcse"]
+BonusKind = Literal["none", "qcse", "vcse", "se", "rnd"]
 Preset = Literal["default", "corl", "official"]
 
 # Neighbours that worked best in the paper, per task family (arXiv 2310.19805, as quoted by its reviewers).
@@ -112,46 +112,65 @@ class WsrlConfig:
 
 @dataclass
 class BonusConfig:
-    """The intrinsic reward r' = r + weight * squash(h(s | Q(s, a))) (arXiv 2310.19805)."""
+    """The intrinsic reward r' = r + weight * squash(novelty). An option that a bonus does not use is ignored."""
 
     kind: Annotated[BonusKind, tyro.conf.arg(name="bonus", prefix_name=False)] = "none"
-    """Which bonus joins the reward. qcse: state entropy conditioned on Q, from k nearest neighbours."""
+    """Which bonus joins the reward. qcse: entropy of states given their Q, from k nearest neighbours (arXiv
+    2310.19805). vcse: the same as VCSE's code takes it (arXiv 2305.19476). se: entropy of states alone, log(1 +
+    distance to the k-th neighbour) (RE3, arXiv 2102.09430). rnd: error of predicting a random network (arXiv
+    1810.12894). Each has defaults of its own; --help together with --bonus shows them."""
     weight: float = 1.0
     """lambda, the factor of the bonus at the first online update."""
     decay: float = 0.0
     """kappa: the weight of online update t is weight * (1 - decay)^t."""
     k: int = 12
-    """Neighbours of the entropy estimate. The paper's best: 10 hopper, 20 walker2d, about 25 antmaze-large-diverse."""
+    """qcse, vcse, se: neighbours of the estimate. The paper's best for qcse: 10 hopper, 20 walker2d, about 25
+    antmaze-large-diverse."""
+    count_self: bool = False
+    """qcse, vcse, se: count the point itself as its own first neighbour, as VCSE's published code does: its k-th
+    neighbour is the (k-1)-th other point, and it counts itself among those that are closer in Q."""
     critic: Literal["online", "target", "frozen"] = "online"
-    """Which critics give Q = min(Q1, Q2): the current ones, their targets, or those at the end of pre-training."""
+    """qcse, vcse: which critics give Q = min(Q1, Q2): the current ones, their targets, or those at the end of
+    pre-training."""
     action: Literal["stored", "policy"] = "stored"
-    """At which action Q is taken: the transition's own (the reward's argument) or the policy's mode at its state."""
+    """qcse, vcse: at which action Q is taken: the transition's own (the reward's argument) or the policy's mode at its
+    state, where it is V."""
     references: Literal["batch", "sample", "buffer"] = "batch"
-    """Among which transitions neighbours are sought: the batch's own; `reference_size` drawn anew from the online
-    buffer for each update; the whole online buffer (exact, and its Q is computed anew for each update)."""
+    """qcse, vcse, se: among which transitions neighbours are sought: the batch's own; `reference_size` drawn anew from
+    the online buffer for each update; the whole online buffer (exact, and its Q is computed anew for each update)."""
     reference_size: int = 4096
     """Transitions drawn where references is 'sample'."""
     transitions: Literal["online", "all"] = "online"
     """Which transitions get the bonus, and are candidates: those collected online, or the dataset's as well (then
     in the offline phase, too)."""
     state_scale: Literal["standardised_sqrt_d", "standardised_d", "standardised", "d", "none"] = "standardised_sqrt_d"
-    """How states enter the distance. Standardised (running statistics) and divided by sqrt(D), the root mean square
-    per dimension, behaves alike in all tasks; 'd' is what VCSE's code does; 'standardised' and 'none' saturate the
-    tanh on most tasks."""
-    value_scale: Literal["standardised", "none"] = "standardised"
-    """How Q enters the distance: standardised by running statistics, or in units of return."""
-    squash: Literal["tanh", "standardised_tanh", "none"] = "tanh"
-    """tanh(h) as in the paper; tanh((h - mean) / spread) with running statistics, which cannot saturate; h itself
-    as in VCSE."""
+    """qcse, vcse, se: how states enter the distance, or the random encoder. Standardised (running statistics) and
+    divided by sqrt(D), the root mean square per dimension, behaves alike in all tasks; 'd' is what VCSE's code does;
+    'standardised' and 'none' saturate the tanh on most tasks."""
+    value_scale: Literal["standardised", "batch", "none"] = "standardised"
+    """qcse, vcse: how Q enters the distance: standardised by running statistics, by those of the batch (what VCSE's
+    code does; a transition's bonus then depends on what was drawn beside it), or in units of return."""
+    squash: Literal["tanh", "standardised_tanh", "scaled", "none"] = "tanh"
+    """tanh(h) as in the paper; tanh((h - mean) / spread) with running statistics, which cannot saturate; h / spread
+    with running statistics, as RND; h itself as in VCSE."""
     when: Literal["sample", "store"] = "sample"
     """Computed for each sampled batch with the Q of the moment, or once, when a transition is stored (needs
-    references 'sample' or 'buffer')."""
+    references 'sample' or 'buffer'; not for rnd)."""
     join: Literal["after", "before"] = "after"
     """Added after the task's reward transform (reward_scale, reward_bias) or before it."""
     offset: float = 1e-5
-    """Added inside the logarithm: log(2 * radius + offset). A radius of zero gives log(offset), so a finite bonus."""
+    """qcse, vcse: added inside the logarithm: log(2 * radius + offset). A radius of zero gives log(offset), so a finite
+    bonus."""
     statistics_horizon: int = 1000
     """Updates that the running statistics look back on: their rate is max(1 / updates so far, 1 / horizon)."""
+    encoder: Literal["random", "none"] = "random"
+    """se: distances behind a random network that never learns, as in RE3, or between the states themselves."""
+    hidden: tuple[int, ...] = (256, 256)
+    """se, rnd: widths of the random network's hidden layers; rnd's predictor has two more."""
+    embedding: int = 50
+    """se, rnd: features of the random network."""
+    predictor_lr: float = 1e-4
+    """rnd: Adam's rate for the predictor."""
 
 
 @dataclass
@@ -276,7 +295,33 @@ def has_preset(algo: str, env: str, kind: str) -> bool:
     return kind == "default" or task_family(env) in PUBLISHED[kind].get(algo, ())
 
 
-def preset(algo: str, env: str, kind: str = "default") -> TrainConfig:
+def bonus_preset(kind: str) -> BonusConfig:
+    """Defaults of a bonus, with their sources.
+
+    qcse: the paper's weight of 1 (arXiv 2310.19805), and a scaling that does not saturate its tanh. vcse: the SAC
+    version of VCSE's code (kingdy2002/VCSE, commit 74a3e6f): weight 0.1, k 12, min Q' of the target critics at the
+    policy's mode, standardised over the batch, states divided by D, no squash. se: RE3's DeepMind Control runs
+    (younggyoseo/RE3, commit 66cc4d1): weight 0.05, decay 1e-5, k 3, 50 features. rnd: that code (openai/
+    random-network-distillation, commit f75c0f1): 512 features, rate 1e-4, intrinsic to extrinsic as 1 to 2.
+
+    Raises:
+        ConfigError: an unknown bonus.
+    """
+    if kind not in typing.get_args(BonusKind):
+        raise ConfigError(f"bonus: got {kind!r}, expected one of {', '.join(typing.get_args(BonusKind))}")
+    config = BonusConfig(kind=typing.cast(BonusKind, kind))
+    if kind == "vcse":
+        config.weight, config.k, config.critic, config.action = 0.1, 12, "target", "policy"
+        config.state_scale, config.value_scale, config.squash = "d", "batch", "none"
+    elif kind == "se":
+        config.weight, config.decay, config.k, config.squash = 0.05, 1e-5, 3, "none"
+        config.state_scale = "standardised"
+    elif kind == "rnd":
+        config.weight, config.squash, config.embedding = 0.5, "scaled", 512
+    return config
+
+
+def preset(algo: str, env: str, kind: str = "default", bonus: str = "none") -> TrainConfig:
     """Defaults for an algorithm on an environment's family, with their sources.
 
     Args:
@@ -297,9 +342,10 @@ def preset(algo: str, env: str, kind: str = "default") -> TrainConfig:
             * wsrl: its authors' (commit 891ee35) on MuJoCo, and on AntMaze except for the policy's standard deviation,
               which there does not depend on the state;
             * sac: Stable-Baselines3's.
+        bonus: a bonus; its own defaults are `bonus_preset`'s.
 
     Raises:
-        ConfigError: an unknown algorithm, or a kind that has no constants for the environment.
+        ConfigError: an unknown algorithm or bonus, or a kind that has no constants for the environment.
     """
     if algo not in typing.get_args(Algo):
         raise ConfigError(f"algo: got {algo!r}, expected one of {', '.join(typing.get_args(Algo))}")
@@ -312,7 +358,9 @@ def preset(algo: str, env: str, kind: str = "default") -> TrainConfig:
             f"preset: {kind!r} has no constants for {algo} on {env}; expected {offers}, or --preset default"
         )
     config = TrainConfig(algo=typing.cast(Algo, algo), env=env, preset=typing.cast(Preset, kind))
-    config.bonus.k = PAPER_NEIGHBOURS.get(family, 12)
+    config.bonus = bonus_preset(bonus)
+    if bonus in ("none", "qcse"):
+        config.bonus.k = PAPER_NEIGHBOURS.get(family, 12)
     if algo == "sac":
         config.offline_steps = 0
         config.online_steps = 1_000_000
@@ -487,8 +535,25 @@ def _validate_bonus(config: TrainConfig) -> None:
     _require(bonus.offset > 0.0, "bonus.offset", bonus.offset, "more than 0")
     _require(bonus.reference_size >= 1, "bonus.reference_size", bonus.reference_size, "1 or more")
     _require(bonus.statistics_horizon >= 1, "bonus.statistics_horizon", bonus.statistics_horizon, "1 or more")
+    _require(bonus.embedding >= 1, "bonus.embedding", bonus.embedding, "1 or more")
+    _require(bonus.predictor_lr > 0.0, "bonus.predictor_lr", bonus.predictor_lr, "more than 0")
+    _require(
+        len(bonus.hidden) > 0 and min(bonus.hidden) > 0, "bonus.hidden", bonus.hidden, "one or more positive widths"
+    )
     if bonus.kind == "none":
         return
+    if bonus.kind == "rnd":
+        if bonus.when == "store":
+            raise ConfigError(
+                "bonus.when: got 'store' with --bonus rnd, whose predictor learns from the batches that it judges; "
+                "expected 'sample'"
+            )
+        return
+    if bonus.count_self and bonus.k == 1:
+        raise ConfigError(
+            "bonus.k: got 1 with bonus.count_self, so each point would be its own only neighbour, at distance 0; "
+            "expected 2 or more"
+        )
     if bonus.when == "store" and bonus.references == "batch":
         raise ConfigError(
             "bonus.when: got 'store' with bonus.references 'batch', but a transition that is stored has no batch; "
@@ -504,7 +569,7 @@ def _validate_bonus(config: TrainConfig) -> None:
             f"bonus.transitions: got 'all' with bonus.references {bonus.references!r}, which are online transitions "
             "only; expected 'online', or --bonus.references batch"
         )
-    if bonus.critic == "frozen" and config.offline_steps == 0:
+    if bonus.critic == "frozen" and bonus.kind != "se" and config.offline_steps == 0:
         raise ConfigError(
             "bonus.critic: got 'frozen' with 0 offline steps, so there is no pre-trained critic to freeze; "
             "expected 'online' or 'target'"
@@ -516,10 +581,10 @@ def _validate_bonus(config: TrainConfig) -> None:
         eligible = min(config.online_buffer, max(config.online_steps, 1))
     elif bonus.transitions == "online" and config.offline_fraction is not None:
         eligible -= round(config.offline_fraction * config.batch_size)
-    if bonus.k > eligible - 1:
+    if bonus.k - bonus.count_self > eligible - 1:
         raise ConfigError(
             f"bonus.k: got {bonus.k}, but only {eligible} transitions are candidates (a transition is not its own "
-            f"neighbour), so k can be at most {eligible - 1}; use a smaller --bonus.k, a larger --batch-size, or "
+            f"neighbour), so k can be at most {eligible - 1 + bonus.count_self}; use a smaller --bonus.k, a larger --batch-size, or "
             "--bonus.references sample"
         )
 

@@ -123,7 +123,6 @@ class Trainer:
 
         self.streams = Streams(self.seeds, self.device)
         self.agent: SAC = AGENTS[config.algo](self.state_dim, self.action_dim, config, self.streams)
-        self.reward = IntrinsicReward(config.bonus, self.state_dim, len(self.seeds), config.reward_scale, self.device)
         self.mean, self.spread = self._observation_scale()
         self.fingerprint = "" if self.data is None else self.data.fingerprint()  # before it is scaled in place
         dataset = None if self.data is None else self._dataset_columns(self.data)
@@ -135,6 +134,7 @@ class Trainer:
                 f"online_buffer: {capacity:,} transitions for {len(self.seeds)} seeds do not fit in memory "
                 f"({str(error).splitlines()[0]}); expected fewer"
             ) from None
+        self.reward = IntrinsicReward(config.bonus, self.agent, self.buffer, self.streams, config.reward_scale)
         self.data_facts = {}
         if self.data is not None:
             facts = {"source": self.data.source, "task": config.task, "path": self.data.path, "rows": len(self.data)}
@@ -230,7 +230,7 @@ class Trainer:
         with self._interruptible(), self._progress() as bar:
             if self.step == 0:  # a resumed run, too, may not have got beyond its first evaluation
                 if config.offline_steps == 0 and not self.reward.online:
-                    self.reward.start_online(self.agent)
+                    self.reward.start_online()
                 self._save()
                 self._evaluate(bar)
                 self._save()
@@ -259,7 +259,7 @@ class Trainer:
         config, step = self.config, self.step
         phase_end = step == config.offline_steps
         if phase_end:
-            self.reward.start_online(self.agent)
+            self.reward.start_online()
         if step % config.log_every == 0 or phase_end or self.finished:
             self._log_metrics()
         evaluate = step % config.eval_every == 0 or phase_end or self.finished
@@ -323,7 +323,7 @@ class Trainer:
         )
         if self.reward.active and config.bonus.when == "store":
             index = torch.full((len(self.envs), 1), self.buffer.dataset_size + slot, device=self.device)
-            bonus = self.reward.of_stored(index, self.agent, self.buffer, self.streams)
+            bonus = self.reward.of_stored(index)
             self.buffer.online["bonus"][:, slot] = bonus.squeeze(1)
         for s, (env, (_, _, done, cut)) in enumerate(zip(self.envs, results, strict=True)):
             self.episode_slots[s].append(slot)
@@ -349,7 +349,7 @@ class Trainer:
             if config.bonus.when == "store":
                 bonus = self.buffer.gather(rows).bonus
             else:
-                bonus = self.reward.of_stored(rows, self.agent, self.buffer, self.streams, learn=False)
+                bonus = self.reward.of_stored(rows, learn=False)
             weighted = np.zeros_like(rewards)
             weighted[-kept:] = self.reward.weight * bonus[s].cpu().numpy()
             returns = returns + monte_carlo_returns(weighted, end, bootstrap, config.discount)
@@ -361,7 +361,7 @@ class Trainer:
         batch = self.buffer.sample(self.streams, config.batch_size, config.offline_fraction)
         metrics: dict[str, Tensor] = {}
         if self.reward.active and (self.reward.online or config.bonus.transitions == "all"):
-            metrics |= self.reward.add_to(batch, self.agent, self.buffer, self.streams)
+            metrics |= self.reward.add_to(batch)
         if self.step >= config.offline_steps and config.cql.calibration_online == "off":
             batch.returns = torch.full_like(batch.returns, NO_RETURN)  # the dataset's rows are not bounded either
         noise = self.agent.draw_noise(self.streams, config.batch_size)
@@ -549,7 +549,7 @@ class Trainer:
             )
         self.step, self.evaluated_at, self.pending = state["step"], state["evaluated_at"], state["pending"]
         self.total_steps, self.wall_before = state["total_steps"], state["wall_seconds"]
-        self.reward.load_state_dict(state["reward"], self.agent)
+        self.reward.load_state_dict(state["reward"])
         checkpoint.load_buffer(self.out, self.buffer, state["buffer"])
         self.streams.load_state_dict(state["streams"])
         episodes = state["episodes"]

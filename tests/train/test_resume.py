@@ -181,6 +181,38 @@ def test_resume_amid_the_updates_of_an_episode(tmp_path: Path, monkeypatch: pyte
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("bonus", ["vcse", "se", "rnd"])
+def test_every_bonus_resumes(bonus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trainer(out: Path) -> Trainer:
+        config = preset("sac", "Hopper-v5", bonus=bonus)
+        config.net.policy_hidden = config.net.critic_hidden = config.bonus.hidden = (8,)
+        config.online_steps, config.random_steps, config.learning_starts, config.threads = 50, 0, 0, 1
+        config.bonus.k, config.batch_size, config.eval_every, config.log_every = 3, 32, 25, 5
+        config.eval_episodes, config.checkpoint_seconds = 1, 1e-9
+        path = out / checkpoint.NAME
+        return Trainer(config, out, checkpoint.load(path) if path.exists() else None, quiet=True)
+
+    trainer(tmp_path / "whole").run()
+    original = Trainer._update
+
+    def stops(self: Trainer) -> None:
+        if self.agent.updates == 33:
+            raise Stop
+        original(self)
+
+    monkeypatch.setattr(Trainer, "_update", stops)
+    with pytest.raises(Stop):
+        trainer(tmp_path / "broken").run()
+    monkeypatch.undo()
+    resumed = trainer(tmp_path / "broken")
+    assert 0 < resumed.agent.updates <= 33
+    resumed.run()
+    assert results(tmp_path / "broken") == results(tmp_path / "whole")
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
+    a, b = (checkpoint.load(tmp_path / name / checkpoint.NAME)["reward"] for name in ("broken", "whole"))
+    assert equal(a, b)
+
+
 def test_an_edited_configuration_is_refused(hopper_data: Path, tmp_path: Path, qcse) -> None:
     out = tmp_path / "run"
     qcse(*options("cal_ql", "Hopper-v5", hopper_data, 20, 20, out), check=True)

@@ -12,7 +12,8 @@ from scipy.special import digamma
 from qcse.agents.sac import SAC
 from qcse.buffer import COLUMNS, Batch, ReplayBuffer
 from qcse.config import BonusConfig, preset
-from qcse.reward import IntrinsicReward, RunningMoments
+from qcse.bonuses.moments import RunningMoments
+from qcse.reward import IntrinsicReward
 from qcse.streams import Streams
 
 D, A, DATASET, ONLINE = 4, 2, 50, 60
@@ -38,8 +39,8 @@ class World:
         self.buffer = ReplayBuffer(columns(DATASET), seeds, 2 * ONLINE, D, A, CPU)
         for _ in range(online):
             self.buffer.add(**{name: value.expand(seeds, *value.shape[1:]) for name, value in columns(1).items()})
-        self.reward = IntrinsicReward(bonus, D, seeds, reward_scale, CPU)
-        self.reward.start_online(self.agent)
+        self.reward = IntrinsicReward(bonus, self.agent, self.buffer, self.streams, reward_scale)
+        self.reward.start_online()
 
     def batch(self, index: list[int]) -> Batch:
         return self.buffer.gather(torch.tensor([index] * len(self.streams)))
@@ -47,7 +48,7 @@ class World:
     def bonus(self, index: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         batch = self.batch(index)
         before = batch.rewards.clone()
-        diagnostics = self.reward.add_to(batch, self.agent, self.buffer, self.streams)
+        diagnostics = self.reward.add_to(batch)
         return batch.rewards - before, diagnostics
 
 
@@ -182,8 +183,8 @@ def test_default_scaling_does_not_saturate_and_the_literal_one_does() -> None:
     shares = {}
     for scale in ("standardised_sqrt_d", "standardised"):
         config = BonusConfig(kind="qcse", k=10, state_scale=scale)
-        reward = IntrinsicReward(config, 17, 1, 1.0, CPU)
-        agent = SAC(17, A, preset("sac", "Hopper-v5"), Streams([0]))
+        streams = Streams([0])
+        agent = SAC(17, A, preset("sac", "Hopper-v5"), streams)
         columns = {"observations": torch.randn(256, 17, generator=generator) * 3.0}
         columns |= {"next_observations": columns["observations"], "actions": torch.zeros(256, A)}
         buffer = ReplayBuffer(None, 1, 256, 17, A, CPU)
@@ -193,7 +194,7 @@ def test_default_scaling_does_not_saturate_and_the_literal_one_does() -> None:
                 **rows, rewards=torch.zeros(1), bootstrap=torch.ones(1), returns=torch.zeros(1), bonus=torch.zeros(1)
             )
         batch = buffer.gather(buffer.all_online())
-        shares[scale] = reward.add_to(batch, agent, buffer, Streams([0]))["bonus/saturated"].item()
+        shares[scale] = IntrinsicReward(config, agent, buffer, streams).add_to(batch)["bonus/saturated"].item()
     assert shares["standardised"] > 0.95 and shares["standardised_sqrt_d"] < 0.05
 
 
@@ -221,7 +222,7 @@ def test_no_gradient_flows_through_the_bonus() -> None:
     world = World(plain())
     batch = world.batch(online(list(range(12))))
     batch.observations.requires_grad_(True)
-    world.reward.add_to(batch, world.agent, world.buffer, world.streams)
+    world.reward.add_to(batch)
     assert not batch.rewards.requires_grad
 
 
@@ -230,14 +231,14 @@ def test_state_survives_a_checkpoint() -> None:
     world, index = World(config), online(list(range(20)))
     world.bonus(index)
     other = World(config)
-    other.reward.load_state_dict(world.reward.state_dict(), other.agent)
+    other.reward.load_state_dict(world.reward.state_dict())
     assert torch.equal(world.bonus(index[5:])[0], other.bonus(index[5:])[0])
 
 
 def test_stored_bonus_is_used_as_it_is() -> None:
     world = World(plain(references="buffer", when="store"))
     index = torch.tensor([online([7, 8])])
-    stored = world.reward.of_stored(index, world.agent, world.buffer, world.streams)
+    stored = world.reward.of_stored(index)
     want = brute_force(world, online([7, 8]), online(list(range(ONLINE))), 3, 1e-5)
     assert stored[0].numpy() == pytest.approx(want, abs=1e-5)
     world.buffer.online["bonus"][:, [7, 8]] = stored

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qcse import checkpoint
 from qcse.agents import AGENTS
 from qcse.buffer import NO_RETURN, Batch, ReplayBuffer
-from qcse.config import TrainConfig, differences, from_dict, preset, to_dict, validate
+from qcse.config import TrainConfig, bonus_preset, differences, from_dict, preset, to_dict, validate
 from qcse.errors import ConfigError, NonFiniteLossError
 from qcse.streams import NAMES, Streams
 from qcse.train import Trainer, load_policy
@@ -249,6 +249,22 @@ def test_the_update_reads_nothing_back(
     with NoHostRead():
         for _ in range(2):  # one of them moves the policy
             trainer._update()
+
+
+@pytest.mark.parametrize(("bonus", "references"), [("vcse", "batch"), ("vcse", "buffer"), ("se", "sample"), ("rnd", "batch")])
+def test_no_bonus_reads_anything_back(
+    bonus: str, references: str, hopper_data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    config = quick("sac", "Hopper-v5", dataset=hopper_data, offline_steps=5, online_steps=20, seeds=2)
+    config.bonus = bonus_preset(bonus)
+    config.bonus.k, config.bonus.references, config.bonus.hidden = 3, references, (8,)
+    config.random_steps = config.learning_starts = 0
+    trainer = Trainer(config, tmp_path, quiet=True)
+    trainer.run()
+    monkeypatch.setattr(Trainer, "_check_finite", lambda self, metrics: None)
+    monkeypatch.setattr(critic, "is_supported", lambda states: False)
+    with NoHostRead():
+        trainer._update()
 
 
 def test_targets_follow_and_frozen_critics_get_no_gradient() -> None:

@@ -1,0 +1,224 @@
+"""Bonuses from k nearest neighbours: the entropy of states conditioned on their Q, and that of states alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qcse_ext
+
+from ..buffer import Batch, ReplayBuffer
+from ..config import BonusConfig
+from ..nets import BatchedMLP
+from ..streams import Streams
+from .moments import RunningMoments
+
+if TYPE_CHECKING:
+    from . import Learner
+
+
+class Neighbours:
+    """What both share: scaled states, and the exact search among distinct transitions.
+
+    Candidates are distinct transitions: one that was drawn twice stands once among the neighbours, and never
+    among its own. Where fewer than k candidates are left, a row is not covered.
+    """
+
+    def __init__(self, config: BonusConfig, agent: Learner, buffer: ReplayBuffer, streams: Streams) -> None:
+        self.config, self.agent, self.buffer = config, agent, buffer
+        self.state_dim = buffer.online["observations"].shape[-1]
+        self.seeds, self.device = len(streams), streams.device
+        self.states = RunningMoments((self.seeds, self.state_dim), config.statistics_horizon, self.device)
+        # The k-th neighbour by a count that starts with the point itself is the (k-1)-th other point.
+        self.others = config.k - int(config.count_self)
+
+    def start_online(self) -> None:
+        pass
+
+    def features(self, observations: Tensor) -> Tensor:
+        """Where a state lies: [S, N, D] -> [S, N, features]."""
+        scale = self.config.state_scale
+        if scale.startswith("standardised"):
+            observations = self.states.standardise(observations)
+        divisors = {"standardised_sqrt_d": math.sqrt(self.state_dim), "standardised_d": self.state_dim}
+        return observations / (divisors | {"d": self.state_dim}).get(scale, 1.0)
+
+    def values(self, batch: Batch) -> Tensor:
+        """The second coordinate [S, N], before it is scaled."""
+        raise NotImplementedError
+
+    def scale_values(self, values: Tensor, batch_values: Tensor, eligible: Tensor) -> Tensor:
+        return values
+
+    def novelty(self, radius: Tensor, count: Tensor) -> Tensor:
+        """The bonus of a neighbourhood [S, N]."""
+        raise NotImplementedError
+
+    def observe(self, batch: Batch, values: Tensor, eligible: Tensor) -> None:
+        """Update the running statistics."""
+        if self.config.state_scale.startswith("standardised"):
+            self.states.update(batch.observations, eligible)
+
+    @torch.no_grad()
+    def compute(
+        self, batch: Batch, eligible: Tensor, references: Tensor | None = None, learn: bool = True
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """See `Bonus`. Diagnostics: covered (share of eligible rows), zero_radius (share of radii that are 0)."""
+        rows = batch.index if references is None else references
+        if rows.shape[1] <= self.others:
+            zero = batch.rewards.new_zeros(self.seeds)
+            names = ("bonus/zero_radius", "bonus/covered", *self.more_diagnostics)
+            return torch.zeros_like(batch.rewards), torch.zeros_like(eligible), dict.fromkeys(names, zero)
+        values = self.values(batch)
+        if learn:
+            self.observe(batch, values, eligible)
+
+        # Sorted row numbers make duplicates adjacent and let each query find itself, without a host read.
+        rows, order = (torch.where(eligible, rows, -1) if references is None else rows).sort(dim=1)
+        counts = rows >= 0
+        counts[:, 1:] &= rows[:, 1:] != rows[:, :-1]
+        features = self.features(batch.observations)
+        scaled = self.scale_values(values, values, eligible)
+        if references is None:
+            reference_features = features.gather(1, order.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+            reference_values = scaled.gather(1, order)
+        else:
+            candidates = self.buffer.gather(rows)
+            reference_features = self.features(candidates.observations)
+            reference_values = self.scale_values(self.values(candidates), values, eligible)
+        position = torch.searchsorted(rows, batch.index).clamp_(max=rows.shape[1] - 1)
+        self_index = torch.where(rows.gather(1, position) == batch.index, position, -1)
+
+        # A row whose value is NaN is nobody's neighbour, and a query with one has no answer.
+        nan = float("nan")
+        radius, count = qcse_ext.knn(
+            features,
+            scaled.masked_fill(~eligible, nan),
+            self.others,
+            reference_features,
+            reference_values.masked_fill(~counts, nan),
+            self_index,
+        )
+        distinct = counts.sum(1, keepdim=True)
+        covered = (count >= 0) & (distinct > self.others)
+        if self.config.count_self:  # at distance 0 of itself: strictly closer unless the radius is 0
+            count = count + (radius > 0)
+        novelty = torch.where(covered, self.novelty(radius, count), 0.0)
+        rows_covered = covered.sum(1).clamp(min=1)
+        diagnostics = {
+            "bonus/zero_radius": ((radius == 0) & covered).sum(1) / rows_covered,
+            "bonus/covered": covered.sum(1) / eligible.sum(1).clamp(min=1),
+        }
+        if self.more_diagnostics:
+            neighbours = torch.where(covered, count, 0).sum(1) / rows_covered
+            diagnostics["bonus/neighbour_share"] = neighbours / distinct.squeeze(1).clamp(min=1)
+        return novelty, covered, diagnostics
+
+    more_diagnostics: tuple[str, ...] = ()
+
+    def state_dict(self) -> dict:
+        return {"states": self.states.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.states.load_state_dict(state["states"])
+
+
+class QConditionedEntropy(Neighbours):
+    """h(s | Q(s, a)) = digamma(count + 1) / D + log(2 radius + offset), in the joint space of states and min Q.
+
+    QCSE (arXiv 2310.19805) and VCSE (arXiv 2305.19476) are both of this form. They differ in which Q is meant, in how
+    states and Q are scaled and in the squash, all of which are options. VCSE's critics learn from the task's reward
+    alone; here Q is the learner's own, of the reward with the bonus.
+
+    A further diagnostic, neighbour_share: mean count / candidates; where it is near 1, Q conditions nothing.
+    """
+
+    more_diagnostics = ("bonus/neighbour_share",)
+
+    def __init__(self, config: BonusConfig, agent: Learner, buffer: ReplayBuffer, streams: Streams) -> None:
+        super().__init__(config, agent, buffer, streams)
+        self.q = RunningMoments((self.seeds,), config.statistics_horizon, self.device)
+        self.frozen: nn.Module | None = None
+
+    def start_online(self) -> None:
+        if self.config.critic == "frozen":
+            self.frozen = copy.deepcopy(self.agent.critics).requires_grad_(False)
+
+    def values(self, batch: Batch) -> Tensor:
+        agent = self.agent
+        critics = {"online": agent.critics, "target": agent.targets, "frozen": self.frozen or agent.critics}
+        actions = agent.act(batch.observations) if self.config.action == "policy" else batch.actions
+        return agent.min_q(batch.observations, actions, critics[self.config.critic])
+
+    def scale_values(self, values: Tensor, batch_values: Tensor, eligible: Tensor) -> Tensor:
+        if self.config.value_scale == "standardised":
+            return self.q.standardise(values)
+        if self.config.value_scale == "batch":
+            rows = eligible.sum(1, keepdim=True).clamp(min=1)
+            mean = torch.where(eligible, batch_values, 0.0).sum(1, keepdim=True) / rows
+            variance = torch.where(eligible, (batch_values - mean).square(), 0.0).sum(1, keepdim=True) / rows
+            return (values - mean) / (variance + 1e-5).sqrt()
+        return values
+
+    def novelty(self, radius: Tensor, count: Tensor) -> Tensor:
+        digamma = torch.digamma(count.to(radius.dtype) + 1.0)
+        return digamma / self.state_dim + torch.log(2.0 * radius + self.config.offset)
+
+    def observe(self, batch: Batch, values: Tensor, eligible: Tensor) -> None:
+        super().observe(batch, values, eligible)
+        if self.config.value_scale == "standardised":
+            self.q.update(values, eligible)
+
+    def state_dict(self) -> dict:
+        frozen = None if self.frozen is None else self.frozen.state_dict()
+        return super().state_dict() | {"q": self.q.state_dict(), "frozen": frozen}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.q.load_state_dict(state["q"])
+        if state["frozen"] is not None:
+            self.frozen = copy.deepcopy(self.agent.critics).requires_grad_(False)
+            self.frozen.load_state_dict(state["frozen"])
+
+
+class StateEntropy(Neighbours):
+    """log(1 + distance to the k-th nearest state): RE3's bonus (arXiv 2102.09430, equation 2), APT's with its last
+    neighbour in place of the mean over k (arXiv 2103.04551).
+
+    The distance is taken behind a random network that never learns (`encoder` 'random': RE3's 50 layer-normalised
+    features, made by a perceptron where RE3 has images), or between the scaled states themselves ('none'). Each seed
+    has its own network.
+    """
+
+    def __init__(self, config: BonusConfig, agent: Learner, buffer: ReplayBuffer, streams: Streams) -> None:
+        super().__init__(config, agent, buffer, streams)
+        self.encoder: BatchedMLP | None = None
+        if config.encoder == "random":
+            sizes = [self.state_dim, *config.hidden, config.embedding]
+            self.encoder = BatchedMLP(sizes, streams.generators("initialisation"), orthogonal=True)
+            self.encoder.requires_grad_(False)
+
+    def features(self, observations: Tensor) -> Tensor:
+        scaled = super().features(observations)
+        if self.encoder is None:
+            return scaled
+        return F.layer_norm(self.encoder(scaled), (self.config.embedding,))
+
+    def values(self, batch: Batch) -> Tensor:
+        return torch.zeros_like(batch.rewards)
+
+    def novelty(self, radius: Tensor, count: Tensor) -> Tensor:
+        return torch.log1p(radius)
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"encoder": None if self.encoder is None else self.encoder.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        if self.encoder is not None:
+            self.encoder.load_state_dict(state["encoder"])

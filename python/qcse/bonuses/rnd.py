@@ -1,0 +1,72 @@
+"""Random network distillation (arXiv 1810.12894), batched over seeds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..buffer import Batch, ReplayBuffer
+from ..config import BonusConfig
+from ..nets import BatchedMLP
+from ..streams import Streams
+from .moments import RunningMoments
+
+if TYPE_CHECKING:
+    from . import Learner
+
+CLIP = 5.0  # standardised states beyond this are clipped, as published
+
+
+class RandomNetworkDistillation:
+    """Mean squared error between a predictor's features of the next state and those of a random network.
+
+    The predictor, two layers deeper as in the published code, learns on the eligible rows of each batch after their
+    bonus was taken. States are standardised by running statistics and clipped to [-5, 5]. The published code divides
+    the error by the running spread of its discounted sum; the squash 'scaled', the default here, divides it by its own
+    running spread, as a batch of single transitions has no sums.
+    """
+
+    def __init__(self, config: BonusConfig, agent: Learner, buffer: ReplayBuffer, streams: Streams) -> None:
+        state_dim = buffer.online["observations"].shape[-1]
+        generators, device = streams.generators("initialisation"), streams.device
+        sizes = [state_dim, *config.hidden, config.embedding]
+        self.target = BatchedMLP(sizes, generators, orthogonal=True).requires_grad_(False)
+        deeper = [state_dim, *config.hidden, config.hidden[-1], config.hidden[-1], config.embedding]
+        self.predictor = BatchedMLP(deeper, generators, orthogonal=True)
+        self.optimizer = torch.optim.Adam(self.predictor.parameters(), lr=config.predictor_lr, fused=True)
+        self.states = RunningMoments((len(streams), state_dim), config.statistics_horizon, device)
+
+    def start_online(self) -> None:
+        pass
+
+    def compute(
+        self, batch: Batch, eligible: Tensor, references: Tensor | None = None, learn: bool = True
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """See `Bonus`. Diagnostics, where it learns: loss/predictor, the mean error over the eligible rows."""
+        if learn:
+            self.states.update(batch.next_observations, eligible)
+        states = self.states.standardise(batch.next_observations).clamp(-CLIP, CLIP)
+        with torch.set_grad_enabled(learn):
+            error = (self.predictor(states) - self.target(states)).square().mean(-1)
+        novelty = torch.where(eligible, error.detach(), 0.0)
+        if not learn:
+            return novelty, eligible, {}
+        loss = torch.where(eligible, error, 0.0).sum(1) / eligible.sum(1).clamp(min=1)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.sum().backward()
+        self.optimizer.step()
+        return novelty, eligible, {"loss/predictor": loss.detach()}
+
+    def state_dict(self) -> dict:
+        return {
+            "states": self.states.state_dict(),
+            "target": self.target.state_dict(),
+            "predictor": self.predictor.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, value in state.items():
+            getattr(self, name).load_state_dict(value)
