@@ -584,8 +584,8 @@ def _validate_bonus(config: TrainConfig) -> None:
     if bonus.k - bonus.count_self > eligible - 1:
         raise ConfigError(
             f"bonus.k: got {bonus.k}, but only {eligible} transitions are candidates (a transition is not its own "
-            f"neighbour), so k can be at most {eligible - 1 + bonus.count_self}; use a smaller --bonus.k, a larger --batch-size, or "
-            "--bonus.references sample"
+            f"neighbour), so k can be at most {eligible - 1 + bonus.count_self}; use a smaller --bonus.k, a larger "
+            "--batch-size, or --bonus.references sample"
         )
 
 

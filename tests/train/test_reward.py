@@ -10,9 +10,9 @@ import torch
 from scipy.special import digamma
 
 from qcse.agents.sac import SAC
+from qcse.bonuses.moments import RunningMoments
 from qcse.buffer import COLUMNS, Batch, ReplayBuffer
 from qcse.config import BonusConfig, preset
-from qcse.bonuses.moments import RunningMoments
 from qcse.reward import IntrinsicReward
 from qcse.streams import Streams
 

@@ -251,7 +251,9 @@ def test_the_update_reads_nothing_back(
             trainer._update()
 
 
-@pytest.mark.parametrize(("bonus", "references"), [("vcse", "batch"), ("vcse", "buffer"), ("se", "sample"), ("rnd", "batch")])
+@pytest.mark.parametrize(
+    ("bonus", "references"), [("vcse", "batch"), ("vcse", "buffer"), ("se", "sample"), ("rnd", "batch")]
+)
 def test_no_bonus_reads_anything_back(
     bonus: str, references: str, hopper_data: Path, tmp_path: Path, monkeypatch
 ) -> None:
