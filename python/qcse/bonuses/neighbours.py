@@ -91,7 +91,7 @@ class Neighbours:
             candidates = self.buffer.gather(rows)
             reference_features = self.features(candidates.observations)
             reference_values = self.scale_values(self.values(candidates), values, eligible)
-        position = torch.searchsorted(rows, batch.index).clamp_(max=rows.shape[1] - 1)
+        position = torch.searchsorted(rows, batch.index.contiguous()).clamp_(max=rows.shape[1] - 1)
         self_index = torch.where(rows.gather(1, position) == batch.index, position, -1)
 
         # A row whose value is NaN is nobody's neighbour, and a query with one has no answer.
