@@ -22,6 +22,7 @@ from .datasets import REFERENCE_SCORES, task_family
 from .errors import QcseError
 from .files import atomic_path
 from .stats import improvement_interval, interquartile_mean, probability_of_improvement, steps_to
+from .visits import draw_visits, read_visits
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; grey is left to what has no bonus.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#8C564B")
@@ -33,6 +34,7 @@ REPETITION = frozenset({"seed", "out", "device", "threads", "checkpoint_seconds"
 DIAGNOSTICS = {
     "bonus/mean": "mean of the bonus",
     "bonus/std": "spread of the bonus",
+    "bonus/novelty": "before the squash (qcse: entropy h(s | Q))",
     "bonus/saturated": "share of saturated bonuses",
     "bonus/zero_radius": "share of zero radii",
     "bonus/neighbour_share": "mean count / N (1: Q conditions nothing)",
@@ -547,7 +549,7 @@ def draw_bonus(groups: Sequence[Group]) -> Figure | None:
                     )
         _style(axes, "step", "", ticks=5)
         axes.set_title(DIAGNOSTICS[name], loc="left", fontsize=10, color="#111827")
-        if name not in ("bonus/mean", "bonus/std"):
+        if name not in ("bonus/mean", "bonus/std", "bonus/novelty"):
             axes.set_ylim(-0.03, 1.03)
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
@@ -697,11 +699,11 @@ def _folded(tables: Sequence[tuple[str, dict[str, Any]]], absent: str) -> list[s
 
 
 def report(dirs: Sequence[Path], out: Path) -> str:
-    """Write report.html, curves.png and, where a bonus was used, bonus-<environment>.png into `out`.
+    """Write report.html, curves.png, visits-<environment>.png and, where a bonus was used, bonus-<environment>.png.
 
     Args:
         dirs: run folders, or folders that hold some; one named twice counts once.
-        out: folder for the report; made if missing, files of an earlier report are replaced.
+        out: folder for the report and its pictures; made if missing, files of an earlier report are replaced.
 
     Returns:
         The table as text, with its notes and the paths of what was written.
@@ -721,9 +723,15 @@ def report(dirs: Sequence[Path], out: Path) -> str:
         for env in dict.fromkeys(group.env for group in groups):
             figure = draw_bonus([group for group in groups if group.env == env])
             if figure is not None:
-                name = "".join(c if c.isalnum() or c in "-_." else "-" for c in env)
-                path = _save(figure, out / f"bonus-{name}.png")
+                path = _save(figure, out / f"bonus-{_file_name(env)}.png")
                 pictures.append((f"The bonus, {env}", f"Diagnostics of the bonus in {env}", path))
+        for env in dict.fromkeys(group.env for group in groups):
+            # One run for each method: its first seed.
+            first = [(g.label, g.colour, read_visits(g.runs[0].path)) for g in groups if g.env == env]
+            seen = [(label, colour, visits) for label, colour, visits in first if visits is not None]
+            if seen:
+                path = _save(draw_visits(seen), out / f"visits-{_file_name(env)}.png")
+                pictures.append((f"Visited states, {env}", f"States of the dataset and of each method in {env}", path))
         page = out / "report.html"
         with atomic_path(page) as temporary:
             temporary.write_text(_html(groups, rows, pictures), encoding="utf-8")
@@ -734,6 +742,10 @@ def report(dirs: Sequence[Path], out: Path) -> str:
     if across := across_rows(groups):
         tables += ["", _text_table(across, ACROSS_COLUMNS, words=1)]
     return "\n".join([*tables, "", *_notes(groups), "", *(f"wrote {path}" for path in written)])
+
+
+def _file_name(env: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in env)
 
 
 def _save(figure: Figure, path: Path) -> Path:
