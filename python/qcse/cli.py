@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -206,10 +208,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"qcse: unknown command {args[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        return command(args[1:])
+        code = command(args[1:])
+        sys.stdout.flush()
+        return code
     except QcseError as error:
         print(f"qcse {args[0]}: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         print(f"qcse {args[0]}: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
         return 1

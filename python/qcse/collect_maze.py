@@ -20,9 +20,10 @@ from tqdm import tqdm
 from . import __version__
 from .collect import Recording
 from .d4rl_envs import AntMazeEnv, MazeEnv, PointMazeEnv, ant_to_goal, free_cells, shortest_paths
-from .datasets import write_d4rl
+from .datasets import bar_hidden, write_d4rl
 from .envs import make_env
 from .errors import ConfigError
+from .train import check_folder, load_policy
 
 REACHED = 0.5  # distance at which a waypoint counts as passed, and a journey as over
 POSITION_GAIN, VELOCITY_GAIN = 10.0, -1.0  # of the force on the ball, D4RL's
@@ -137,8 +138,6 @@ def push(observation: NDArray[Any], waypoint: NDArray[Any]) -> NDArray[Any]:
 
 def walk(run: Path) -> Driver:
     """The stored policy of a run in qcse/antgoal-v2 or -v4, told the way to the waypoint at a length it knows."""
-    from .train import load_policy
-
     trainer, seed = load_policy(run)
     if not trainer.config.env.startswith("qcse/antgoal-"):
         raise ConfigError(
@@ -163,9 +162,16 @@ def collect_maze(args: MazeCollectArgs, progress: bool = True) -> Path:
     """
     if not is_maze(args.env):
         raise ConfigError(f"env: {args.env} is not a maze of this package; expected qcse/pointmaze-..., -maze2d-, ...")
-    for name, value, low in (("rows", args.rows, 1), ("noise", args.noise, 0), ("cells", args.cells or 1, 1)):
-        if value < low:
+    cells = 1 if args.cells is None else args.cells
+    for name, value, low in (
+        ("rows", args.rows, 1),
+        ("noise", args.noise, 0),
+        ("cells", cells, 1),
+        ("seed", args.seed, 0),
+    ):
+        if not low <= value < np.inf:
             raise ConfigError(f"{name}: got {value}, expected {low} or more")
+    check_folder(args.out)
     env = Recording(make_env(args.env))
     maze = env.unwrapped
     assert isinstance(maze, MazeEnv)
@@ -176,7 +182,7 @@ def collect_maze(args: MazeCollectArgs, progress: bool = True) -> Path:
     goal = maze.goal if args.goals == "task" else None
     navigator = Navigator(maze, random, maze.xy_cell(maze.data.qpos[:2]), args.cells, goal)
     fresh = True
-    for _ in tqdm(range(args.rows), unit="row", desc="collect", disable=not progress, leave=False):
+    for _ in tqdm(range(args.rows), unit="row", desc="collect", disable=bar_hidden(progress), leave=False):
         if fresh:
             options = {}
             if args.starts == "anywhere":
@@ -204,7 +210,7 @@ def collect_maze(args: MazeCollectArgs, progress: bool = True) -> Path:
         {
             "env_id": args.env,
             "algorithm": f"qcse {__version__} {led}",
-            "noise": args.noise,
+            "noise": args.noise if args.behaviour == "waypoints" else 0.0,
             "goals": args.goals,
             "starts": args.starts,
             "policy": str(args.policy.name) if args.policy else "",

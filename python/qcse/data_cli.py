@@ -11,7 +11,8 @@ from typing import Annotated
 
 import tyro
 
-from .datasets import task_family
+from .datasets import REFERENCE_SCORES, task_family
+from .errors import ConfigError
 from .tasks import find_task, matching
 
 SUMMARY = """usage: qcse data COMMAND [OPTIONS]
@@ -30,7 +31,7 @@ commands:
 class ListArgs:
     """The tasks of D4RL and the embedded ones: environment, sizes, limit, reference scores, preset, data."""
 
-    words: Annotated[str, tyro.conf.Positional] = ""
+    words: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORDS")] = ""
     """Only tasks whose name contains this."""
     json: bool = False
     """Print one JSON object per task, with address and observation layout."""
@@ -40,10 +41,10 @@ class ListArgs:
 class InfoArgs:
     """What is in a dataset: episodes, lengths, returns, normalised scores, flags, NaN, duplicates; and a picture."""
 
-    dataset: Annotated[str, tyro.conf.Positional]
+    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """File in D4RL's layout, or minari:ID."""
     task: str | None = None
-    """Task or environment whose reference scores apply. None: the environment that the data names."""
+    """Task, or environment, whose reference scores apply. None: the environment that the data names."""
     picture: Path | None = None
     """PNG with the histograms of returns and lengths and a projection of the states. None: no picture."""
     json: bool = False
@@ -55,10 +56,10 @@ class CheckArgs:
     """Put an environment to stored states, repeat the stored actions and report how far it ends up from the stored next
     states. Exit code 1 where the physics differ."""
 
-    file: Annotated[Path, tyro.conf.Positional]
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """File in D4RL's layout with infos/qpos and infos/qvel."""
-    env: str = "Hopper-v5"
-    """Gymnasium environment id."""
+    env: str | None = None
+    """Gymnasium environment id. None: the one that the file names, as those of `qcse collect` do."""
     rows: int = 1000
     """Transitions to repeat, evenly spread over the file."""
 
@@ -67,19 +68,19 @@ class CheckArgs:
 class ConvertArgs:
     """Convert between D4RL's layout and Minari."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """File in D4RL's layout, or minari:ID."""
-    target: Annotated[str, tyro.conf.Positional]
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     """File to write, or minari:ID, such as minari:hopper/replay-v0."""
     env: str | None = None
-    """Environment to note down in a Minari set. None: the one that the data names."""
+    """Environment to note down. None: the one that the data names."""
 
 
 @dataclass
 class FetchArgs:
     """Find the dataset of a task in D4RL's cache folder, or download it there; prints its path."""
 
-    task: Annotated[str, tyro.conf.Positional]
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
     """Name of the task."""
 
 
@@ -98,11 +99,13 @@ def data(argv: Sequence[str]) -> int:
 def _list(argv: list[str]) -> int:
     args = tyro.cli(ListArgs, args=argv, prog="qcse data list")
     tasks = matching(args.words)
+    if not tasks:
+        find_task(args.words)  # says which are near
     if args.json:
         for task in tasks:
             print(json.dumps(task.__dict__ | {"path": str(task.path), "here": task.path.exists()}))
         return 0
-    width = max((len(task.name) for task in tasks), default=4)
+    width = max(len(task.name) for task in tasks)
     heading = f"{'environment':<26} {'obs':>4} {'act':>3} {'limit':>5}  {'reference scores':<22} preset   data"
     print(f"{'task':<{width}}  {heading}")
     for task in tasks:
@@ -119,11 +122,14 @@ def _list(argv: list[str]) -> int:
 def _info(argv: list[str]) -> int:
     args = tyro.cli(InfoArgs, args=argv, prog="qcse data info")
     from .inspection import describe, draw
-    from .tasks import TASKS
 
+    if args.picture is not None and args.picture.suffix.lower() != ".png":
+        raise ConfigError(f"picture: got {args.picture}; expected a name that ends in .png")
     family = None
     if args.task is not None:
-        family = task_family(TASKS[args.task].env_id if args.task in TASKS else args.task)
+        family = task_family(args.task)
+        if family not in REFERENCE_SCORES:
+            family = task_family(find_task(args.task).env_id)
     facts, transitions = describe(args.dataset, family)
     print(json.dumps(facts.as_dict()) if args.json else facts)
     if args.picture is not None:
@@ -135,7 +141,6 @@ def _info(argv: list[str]) -> int:
 
 def _check(argv: list[str]) -> int:
     args = tyro.cli(CheckArgs, args=argv, prog="qcse data check")
-    from .errors import ConfigError
     from .inspection import check_physics
 
     if args.rows < 1:

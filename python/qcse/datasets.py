@@ -121,6 +121,11 @@ class Transitions:
         return digest.hexdigest()
 
 
+def bar_hidden(progress: bool, size: int = PROGRESS_BYTES) -> bool | None:
+    """tqdm's `disable`: None, that is shown on a terminal only, where a bar is wanted and `size` bytes deserve one."""
+    return None if progress and size >= PROGRESS_BYTES else True
+
+
 def load_dataset(
     dataset: str | os.PathLike[str], progress: bool = True, like_d4rl: bool = False, limit: int | None = None
 ) -> Transitions:
@@ -256,7 +261,7 @@ def _read(file: h5py.File, path: Path, progress: bool, finite: bool, like_d4rl: 
         sources.pop("next_observations", None)
     arrays: dict[str, NDArray[Any]] = {}
     total = sum(source.size * source.dtype.itemsize for source in sources.values())
-    hide = not progress or total < PROGRESS_BYTES
+    hide = bar_hidden(progress, total)
     with tqdm(total=total, unit="B", unit_scale=True, desc=f"read {path.name}", disable=hide, leave=False) as bar:
         for key, source in sources.items():
             arrays[key] = (
@@ -560,13 +565,13 @@ def task_family(env_id: str) -> str:
     """Task family of an environment's name, a key of REFERENCE_SCORES, or "other": "Hopper-v5" -> "hopper".
 
     Names in a namespace ("dm_control/hopper-hop-v0") are other tasks under familiar names, and so "other"; those in
-    this package's own, "qcse/", are D4RL's. Gymnasium-Robotics's point mazes differ from D4RL's: "other".
+    this package's own, "qcse/", are D4RL's. Gymnasium-Robotics's point mazes and its hand differ from D4RL's: "other".
     """
     own = env_id.lower().removeprefix("qcse/")
     if own.startswith("maze2d-"):
         family = own.rpartition("-v")[0] or own
     else:
-        family = own.rsplit(":", 1)[-1].split("-")[0].removeprefix("adroithand")
+        family = own.rsplit(":", 1)[-1].split("-")[0]
         if family.startswith("antmaze"):
             family = "antmaze"
     return family if family in REFERENCE_SCORES else "other"

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from .datasets import DatasetError, check_structure
+from .datasets import DatasetError, bar_hidden, check_structure
 from .errors import QcseError
 from .tasks import ARCHIVE, DatasetTask
 
@@ -127,6 +127,8 @@ def _complete(url: str, file: IO[bytes], partial: Path, path: Path, progress: bo
             failed: Exception = error
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, _BrokenOff) as error:
             failed = error
+        except ValueError as error:
+            raise DownloadError(f"download: {url}: {error}; is QCSE_D4RL_ARCHIVE an address?") from None
         size = file.seek(0, os.SEEK_END)
         failures, furthest = (0, size) if size > furthest else (failures + 1, furthest)
         if failures == ATTEMPTS:
@@ -164,7 +166,7 @@ def _attempt(url: str, file: IO[bytes], partial: Path, progress: bool) -> None:
         total = start + int(length) if length else None
         bar = tqdm(
             total=total, initial=start, unit="B", unit_scale=True, desc=partial.name.removesuffix(".partial"),
-            disable=not progress, leave=False,
+            disable=bar_hidden(progress), leave=False,
         )  # fmt: skip
         with bar:
             while block := response.read(BLOCK):

@@ -256,13 +256,16 @@ def make_env(env_id: str) -> gymnasium.Env[NDArray[np.float32], NDArray[np.float
 
 
 def _redirect_mujoco_warnings() -> None:
-    """Send MuJoCo's warnings to Python's logging: by default they write MUJOCO_LOG.TXT into the working directory."""
+    """Send MuJoCo's warnings to Python's logging: by default they write MUJOCO_LOG.TXT into the working directory.
+
+    What it says about Gymnasium's models (deprecated attributes) is for Gymnasium, and would come with each copy made.
+    """
     try:
         import mujoco
     except ImportError:  # environments that do without MuJoCo need no redirection
         return
     if mujoco.get_mju_user_warning() is None:
-        mujoco.set_mju_user_warning(lambda text: _log.warning("MuJoCo: %s", text))
+        mujoco.set_mju_user_warning(lambda text: "deprecated" in text or _log.warning("MuJoCo: %s", text))
 
 
 def check_compatible(env: gymnasium.Env[Any, Any] | str, transitions: Transitions) -> None:

@@ -19,7 +19,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, as a move is atomic within one file system only.
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    except OSError as error:
+        raise _about(error, target) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -31,6 +34,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and str(error.filename) == name:
+            raise _about(error, target) from error
         raise
+
+
+def _about(error: OSError, target: Path) -> OSError:
+    """The same error, of the file that the user knows of."""
+    return OSError(error.errno, error.strerror, str(target))

@@ -18,6 +18,7 @@ from .datasets import (
     REFERENCE_SCORES,
     DatasetError,
     Transitions,
+    bar_hidden,
     load_d4rl,
     load_dataset,
     normalized_score,
@@ -121,7 +122,7 @@ def describe(dataset: str, family: str | None = None) -> tuple[DatasetFacts, Tra
     """
     stored = not dataset.startswith("minari:")
     data = load_d4rl(dataset, finite=False) if stored else load_dataset(dataset)
-    family = family or task_family(str(data.metadata.get("env_id", data.metadata.get("env", ""))))
+    family = family or task_family(recorded_env(data) or "")
     lengths = np.diff([0, *(np.flatnonzero(data.episode_end) + 1)])
     returns = data.episode_returns()
     terminal = int((data.bootstrap[data.episode_end] == 0).sum())
@@ -153,6 +154,12 @@ def describe(dataset: str, family: str | None = None) -> tuple[DatasetFacts, Tra
         metadata=data.metadata,
     )
     return facts, data
+
+
+def recorded_env(data: Transitions) -> str | None:
+    """The environment that the data name as their own."""
+    name = data.metadata.get("env_id") or data.metadata.get("env")
+    return str(name) if name else None
 
 
 def _flags(path: Path) -> dict[str, int]:
@@ -221,6 +228,7 @@ class PhysicsReport:
             (Ant: without its contact forces).
         step_error: largest difference between stored and computed next observation, a row.
         reward_error: difference of the rewards, a row.
+        steps, rewards: share of rows whose step, and whose reward, is reproduced within MATCH.
         endings: share of rows in which the environment says terminal as the file does.
     """
 
@@ -229,6 +237,8 @@ class PhysicsReport:
     observation_error: Spread
     step_error: Spread
     reward_error: Spread
+    steps: float
+    rewards: float
     endings: float
 
     @property
@@ -238,11 +248,13 @@ class PhysicsReport:
 
     def __str__(self) -> str:
         verdict = (
-            f"the physics match: half of all steps are reproduced within {MATCH:g}"
+            f"the physics match: {self.steps:.1%} of the steps are reproduced within {MATCH:g}"
             if self.matches
             else f"the physics differ: the typical step is off by more than {MATCH:g}; a policy learnt from this "
             "data meets another environment here"
         )
+        if self.matches and self.rewards < 1.0:
+            verdict += f"; {1.0 - self.rewards:.1%} of the rewards differ by more: another version of the task?"
         return "\n".join(
             (
                 f"{self.rows:,} stored transitions repeated in {self.env_id}",
@@ -255,20 +267,24 @@ class PhysicsReport:
         )
 
 
-def check_physics(path: Path, env_id: str, rows: int = 1000, progress: bool = True) -> PhysicsReport:
+def check_physics(path: Path, env_id: str | None = None, rows: int = 1000, progress: bool = True) -> PhysicsReport:
     """Put the environment to stored states, repeat the stored actions, compare where they lead.
 
     Args:
         path: file in D4RL's layout with infos/qpos and infos/qvel of the state before each step.
-        env_id: the environment.
+        env_id: the environment; None: the one that the file names.
         rows: transitions to repeat, evenly spread over the file.
         progress: show a bar on stderr.
 
     Raises:
-        DatasetError: no such states in the file.
+        DatasetError: no such states in the file, or no environment named.
         EnvError: an environment that cannot be put to a state, or of other sizes.
     """
-    load_d4rl(path, progress=False)  # every complaint about the file itself
+    if str(path).startswith("minari:"):
+        raise DatasetError(f"dataset: {path} keeps no states of a simulator; expected a file in D4RL's layout")
+    env_id = env_id or recorded_env(load_d4rl(path, progress=False))  # which has every complaint about the file itself
+    if env_id is None:
+        raise DatasetError(f"dataset: {path} does not say which environment it was recorded in; name it with --env")
     with h5py.File(path, "r") as file:
         if "infos/qpos" not in file or "infos/qvel" not in file:
             raise DatasetError(
@@ -310,7 +326,7 @@ def check_physics(path: Path, env_id: str, rows: int = 1000, progress: bool = Tr
     env.reset(seed=0)
     compared = ANT_STATE if task_family(env_id) == "ant" else sizes[2][0]
     seen, stepped, rewarded, agreed = [], [], [], []
-    for row in tqdm(chosen, desc=f"repeat in {env_id}", disable=not progress, leave=False):
+    for row in tqdm(chosen, desc=f"repeat in {env_id}", disable=bar_hidden(progress), leave=False):
         if isinstance(inner, d4rl_envs.MazeEnv):
             inner._mujoco.mj_resetData(inner.model, inner.data)
         inner.set_state(arrays["qpos"][row].astype(np.float64), arrays["qvel"][row].astype(np.float64))
@@ -320,9 +336,10 @@ def check_physics(path: Path, env_id: str, rows: int = 1000, progress: bool = Tr
         rewarded.append(abs(reward - float(arrays["rewards"].reshape(-1)[row])))
         agreed.append(terminated == bool(arrays["terminals"].reshape(-1)[row]))
     env.close()
+    steps, rewards = np.array(stepped), np.array(rewarded)
     return PhysicsReport(
-        env_id, len(chosen), Spread.of(np.array(seen)), Spread.of(np.array(stepped)), Spread.of(np.array(rewarded)),
-        float(np.mean(agreed)),
+        env_id, len(chosen), Spread.of(np.array(seen)), Spread.of(steps), Spread.of(rewards),
+        float((steps < MATCH).mean()), float((rewards < MATCH).mean()), float(np.mean(agreed)),
     )  # fmt: skip
 
 
@@ -339,19 +356,19 @@ def convert(source: str, target: str, env_id: str | None = None) -> str:
 
     Args:
         source, target: a file in D4RL's layout, or "minari:ID".
-        env_id: environment to note down in a Minari set; None: the metadata's env_id.
+        env_id: environment to note down; None: the one that the data name.
 
     Raises:
         DatasetError: a source that cannot be read, a target that exists.
     """
     data = load_dataset(source)
+    env = env_id or recorded_env(data)
     if target.startswith("minari:"):
         from .minari_data import write_minari
 
-        env = env_id or data.metadata.get("env_id")
         algorithm = str(data.metadata.get("algorithm", data.metadata.get("algorithm_name", "")))
         name = target.removeprefix("minari:")
-        return f"minari:{name} in {write_minari(name, data, str(env) if env else None, algorithm)}"
+        return f"minari:{name} in {write_minari(name, data, env, algorithm)}"
     path = Path(target)
     if path.exists():
         raise DatasetError(f"dataset: {path} exists already; delete it or name another file")
@@ -365,5 +382,7 @@ def convert(source: str, target: str, env_id: str | None = None) -> str:
         "timeouts": data.episode_end & ~terminals,
     }
     origin = {"source": data.source, "converted_from": os.path.basename(data.path)}
+    if env is not None:
+        origin["env_id"] = env
     write_d4rl(path, arrays, data.metadata | origin)
     return str(path)

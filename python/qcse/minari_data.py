@@ -9,6 +9,7 @@ and some sets store a flipped maze for evaluation (`qcse` uses the recording's).
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .datasets import PROGRESS_BYTES, DatasetError, Transitions
+from .datasets import DatasetError, Transitions, bar_hidden
 from .envs import MINARI, dict_sizes, flat_parts, make_env
 
 if TYPE_CHECKING:
@@ -44,18 +45,28 @@ def open_minari(dataset_id: str) -> minari.MinariDataset:
         DatasetError: the library is missing, or there is no such dataset here and none can be fetched.
     """
     library = _library()
+    _check_name(dataset_id)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about versions of environments, which data does not choose
             return library.load_dataset(dataset_id, download=True)
     except Exception as error:  # the library and its network clients raise kinds without a common base
-        local = ", ".join(sorted(library.list_local_datasets())) or "none"
+        folder = Path(library.storage.get_dataset_path())
+        local = ", ".join(sorted(str(path.parent.relative_to(folder)) for path in folder.rglob("data"))) or "none"
         raise DatasetError(
             f"dataset: minari:{dataset_id} is neither stored locally nor could it be fetched "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}); stored "
             f"locally: {local}. `minari list remote` shows what can be fetched; where there is no network, copy the "
-            "dataset's folder into ~/.minari/datasets (or $MINARI_DATASETS_PATH)"
+            f"dataset's folder into {folder} ($MINARI_DATASETS_PATH names another)"
         ) from error
+
+
+def _check_name(dataset_id: str) -> None:
+    if re.fullmatch(r"([-\w]+/)*[-\w]+-v\d+", dataset_id) is None:
+        raise DatasetError(
+            f"dataset: minari:{dataset_id} is not a name of Minari's; expected NAME-vNUMBER, with or without folders, "
+            "such as minari:mujoco/hopper/medium-v0"
+        )
 
 
 def environment_spec(dataset_id: str) -> EnvSpec:
@@ -103,7 +114,7 @@ def load_minari(dataset_id: str, progress: bool = True) -> Transitions:
         path=name,
         source=f"Minari dataset {dataset_id}",
     )
-    row, hide = 0, not progress or data.observations.nbytes < PROGRESS_BYTES
+    row, hide = 0, bar_hidden(progress, data.observations.nbytes)
     with tqdm(total=n, unit="row", unit_scale=True, desc=f"read {name}", disable=hide, leave=False) as bar:
         for episode in dataset.iterate_episodes():
             stop = row + len(episode.rewards)
@@ -177,6 +188,7 @@ def write_minari(dataset_id: str, data: Transitions, env_id: str | None, algorit
         DatasetError: the name is taken or not one of Minari's.
     """
     library = _library()
+    _check_name(dataset_id)
     from minari.data_collector.episode_buffer import EpisodeBuffer
 
     buffers = []
@@ -216,8 +228,8 @@ def write_minari(dataset_id: str, data: Transitions, env_id: str | None, algorit
             )
     except (ValueError, OSError, KeyError) as error:
         raise DatasetError(
-            f"dataset: minari:{dataset_id} cannot be written ({error}); expected a name such as hopper/replay-v0 that "
-            "is not taken yet"
+            f"dataset: minari:{dataset_id} cannot be written ({error}); expected a name that is not taken yet, in a "
+            "folder that may be written"
         ) from error
     return Path(library.load_dataset(dataset_id).storage.data_path)
 

@@ -81,11 +81,21 @@ def qcse_command(*words: object) -> Sequence[str]:
     return [sys.executable, "-P", "-m", "qcse", *map(str, words)]
 
 
-def shared_data() -> Path | None:
-    """Independent datasets, where they are: QCSE_SHARED_DATA, or ../shared/data beside the checkout."""
+def shared_data(name: str) -> Path:
+    """An independent dataset from QCSE_SHARED_DATA, or ../shared/data beside the checkout; skips where it is absent."""
     named = os.environ.get("QCSE_SHARED_DATA")
-    folder = Path(named) if named else Path(__file__).parents[3] / "shared" / "data"
-    return folder if folder.is_dir() else None
+    path = (Path(named) if named else Path(__file__).parents[3] / "shared" / "data") / name
+    if not path.is_file():
+        pytest.skip(f"independent data absent: no {path} (QCSE_SHARED_DATA names the folder)")
+    return path
+
+
+def d4rl_checkout() -> Path:
+    """The folder of a checkout of D4RL; skips where none is named."""
+    folder = os.environ.get("QCSE_D4RL_CHECKOUT")
+    if not folder:
+        pytest.skip("compares with D4RL's sources: set QCSE_D4RL_CHECKOUT to the folder of a checkout of D4RL")
+    return Path(folder)
 
 
 def needs_robotics() -> None:

@@ -65,6 +65,9 @@ def test_what_cannot_be_collected_is_named(tmp_path: Path, capsys: pytest.Captur
         ({"env": "Hopper-v5"}, "Hopper-v5 is not a maze"),
         ({"rows": 0}, "rows: got 0"),
         ({"noise": -1.0}, "noise: got -1.0"),
+        ({"noise": float("nan")}, "noise: got nan"),
+        ({"cells": 0}, "cells: got 0"),
+        ({"seed": -1}, "seed: got -1"),
         ({"env": ANT}, "qcse train --algo sac --env qcse/antgoal-v2"),
         ({"policy": tmp_path}, "needs none"),
     ):

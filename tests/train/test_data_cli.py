@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from conftest import record_random_policy, shared_data
+from conftest import qcse_command, record_random_policy, shared_data
 
 from qcse.data_cli import data
 from qcse.datasets import DatasetError, load_d4rl, write_d4rl
@@ -85,17 +86,23 @@ def test_other_physics_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture
         check_physics(path, "Hopper-v5", progress=False)
     with pytest.raises(DatasetError, match="has no infos/qpos"):
         check_physics(small(tmp_path / "b.hdf5"), "Hopper-v5", progress=False)
+    with pytest.raises(DatasetError, match="keeps no states of a simulator"):
+        check_physics(Path("minari:hopper/medium-v0"), progress=False)
+    with h5py.File(path, "r+") as file:
+        del file["metadata/env_id"]
+    with pytest.raises(DatasetError, match="does not say which environment"):
+        check_physics(path, progress=False)
     with pytest.raises(EnvError, match="cannot be put to a stored state"):
         check_physics(path, "Pendulum-v1", progress=False)
 
 
 def test_independent_data_match_the_installed_mujoco() -> None:
-    folder = shared_data()
-    if folder is None:
-        pytest.skip("independent data not found: set QCSE_SHARED_DATA to the folder of hopper-medium-replay.hdf5")
-    report = check_physics(folder / "hopper-medium-replay.hdf5", "Hopper-v5", progress=False)
-    assert report.matches and report.step_error.high < 1e-5 and report.reward_error.high < 1e-5
-    assert report.endings == 1.0
+    path = shared_data("hopper-medium-replay.hdf5")
+    report = check_physics(path, progress=False)
+    assert report.env_id == "Hopper-v5" and report.matches and report.steps == report.rewards == report.endings == 1.0
+    assert report.step_error.high < 1e-5 and report.reward_error.high < 1e-5
+    older = check_physics(path, "Hopper-v4", progress=False)  # which rewards a fall
+    assert older.matches and 0.9 < older.rewards < 1.0 and "of the rewards differ" in str(older)
 
 
 def test_conversion_to_minari_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +116,12 @@ def test_conversion_to_minari_and_back(tmp_path: Path, monkeypatch: pytest.Monke
     assert second.metadata["source"] == "Minari dataset hopper/replay-v0"
     with pytest.raises(DatasetError, match="exists already"):
         convert("minari:hopper/replay-v0", str(tmp_path / "b.hdf5"))
+    convert(str(path), str(tmp_path / "c.hdf5"), "Hopper-v4")
+    assert load_d4rl(tmp_path / "c.hdf5").metadata["env_id"] == "Hopper-v4"
+    for name in ("", "bad", "bad name-v0", "../bad-v0"):
+        with pytest.raises(DatasetError, match=rf"minari:{name} is not a name of Minari's"):
+            convert(str(path), f"minari:{name}")
+    assert [entry.name for entry in (tmp_path / "minari").iterdir()] == ["hopper"]
 
 
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +141,25 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert "unknown command 'lst'" in capsys.readouterr().err
 
 
-def test_the_command_line_has_it(qcse_here) -> None:
+def test_the_command_line_has_it(tmp_path: Path, qcse_here) -> None:
     assert "convert" in qcse_here("data", "--help", check=True)[1]
-    code, said = qcse_here("data", "info", "none.hdf5")
-    assert code == 1 and "none.hdf5" in said
+    for words, message in (
+        (("info", "none.hdf5"), "no file at none.hdf5"),
+        (("info", "a.hdf5", "--task", "hoper-medium"), "near matches: hopper-medium-v2"),
+        (("info", "a.hdf5", "--picture", "a.jpg"), "ends in .png"),
+        (("info", "a.hdf5", "--picture", "folder.png"), "folder.png: Is a directory"),
+        (("list", "hoper"), "no task is called 'hoper'"),
+        (("check", "a.hdf5", "--rows", "0"), "rows: got 0"),
+        (("fetch", "hopper-medium"), "near matches: hopper-medium-v2"),
+    ):
+        small(tmp_path / "a.hdf5")
+        (tmp_path / "folder.png").mkdir(exist_ok=True)
+        code, said = qcse_here("data", *words)
+        assert code == 1 and message in said, said
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    lists = subprocess.Popen(qcse_command("data", "list", "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert lists.stdout is not None and lists.stderr is not None
+    lists.stdout.close()
+    assert lists.wait(timeout=60) == 141 and lists.stderr.read() == b""

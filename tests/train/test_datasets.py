@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,13 +23,6 @@ from qcse.datasets import (
     normalized_score,
     task_family,
     write_d4rl,
-)
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("QCSE_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
-needs_shared = pytest.mark.skipif(
-    not (SHARED / "hopper-medium.hdf5").is_file(),
-    reason=f"independent data absent: no hopper-medium.hdf5 in {SHARED} (set QCSE_SHARED_DATA)",
 )
 
 
@@ -391,15 +385,15 @@ def test_normalised_scores_and_families() -> None:
     assert {name: task_family(name) for name in families} == families
 
 
-@needs_shared
 @pytest.mark.parametrize(
     ("name", "rows", "ends"), [("hopper-medium-replay", 150_000, 1210), ("hopper-medium", 100_000, 336)]
 )
 def test_independent_data(name: str, rows: int, ends: int, tmp_path: Path) -> None:
-    data = load_d4rl(SHARED / f"{name}.hdf5", progress=False)
+    path = shared_data(f"{name}.hdf5")
+    data = load_d4rl(path, progress=False)
     assert (len(data), data.observation_dim, data.action_dim) == (rows, 11, 3)
     assert data.metadata["env_id"] == "Hopper-v5"
-    with h5py.File(SHARED / f"{name}.hdf5") as file:
+    with h5py.File(path) as file:
         terminals = file["terminals"][()]
         np.testing.assert_array_equal(data.next_observations, file["next_observations"][()])
     np.testing.assert_array_equal(data.bootstrap, ~terminals)

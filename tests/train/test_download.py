@@ -189,6 +189,13 @@ def test_no_network(server: Server, tmp_path: Path) -> None:
     assert left(tmp_path / "cache") == []
 
 
+def test_an_address_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QCSE_D4RL_ARCHIVE", "nowhere")
+    with pytest.raises(DownloadError, match=r"unknown url type.*is QCSE_D4RL_ARCHIVE an address"):
+        download(address(TASK), tmp_path / "cache" / "data.hdf5", TASK, progress=False)
+    assert left(tmp_path / "cache") == []
+
+
 def test_a_folder_that_cannot_be_written_is_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DownloadError, match=r"file/cache.* cannot be written"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from conftest import shared_data
 
 from qcse import envs
 from qcse.datasets import Transitions, load_d4rl
 from qcse.envs import EnvError, EpisodeRecorder, Evaluator, check_compatible, evaluate, make_env, task_for
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("QCSE_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 MUJOCO = {"Hopper-v5": (11, 3), "Walker2d-v5": (17, 6), "HalfCheetah-v5": (17, 6), "Ant-v5": (105, 8)}
 
 
@@ -325,12 +323,8 @@ def test_a_broken_policy_is_named() -> None:
         Evaluator("Drift-v0", 0)
 
 
-@pytest.mark.skipif(
-    not (SHARED / "hopper-medium.hdf5").is_file(),
-    reason=f"independent data absent: no hopper-medium.hdf5 in {SHARED} (set QCSE_SHARED_DATA)",
-)
 def test_independent_data_fit_their_environment() -> None:
-    data = load_d4rl(SHARED / "hopper-medium.hdf5", progress=False)
+    data = load_d4rl(shared_data("hopper-medium.hdf5"), progress=False)
     check_compatible("Hopper-v5", data)
     with pytest.raises(
         EnvError, match=r"Walker2d-v5 has observations of 17 numbers.*has 11; it was recorded in Hopper"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import record_qlearning
+from conftest import d4rl_checkout
 from record_qlearning import CASES, LIMIT, ROWS, arrays
 
 from qcse.datasets import DatasetError, load_d4rl
@@ -25,10 +25,7 @@ def stored(name: str, folder: Path) -> Path:
 
 
 def test_vectors_are_those_of_d4rl() -> None:
-    checkout = os.environ.get("QCSE_D4RL_CHECKOUT")
-    if not checkout:
-        pytest.skip("runs D4RL's own function: set QCSE_D4RL_CHECKOUT to the folder of a checkout of D4RL")
-    assert record_qlearning.record(Path(checkout)) == VECTORS
+    assert record_qlearning.record(d4rl_checkout()) == VECTORS
 
 
 @pytest.mark.parametrize("name", CASES)

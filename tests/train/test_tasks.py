@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
 import re
 import sys
 import typing
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import record_d4rl_infos
-from conftest import needs_robotics
+from conftest import d4rl_checkout, needs_robotics
 
 from qcse import d4rl_envs
 from qcse.config import Preset
@@ -61,7 +65,8 @@ def test_the_registry_is_complete() -> None:
     families = {task_family(task.env_id) for task in TASKS.values()}
     assert families == set(REFERENCE_SCORES)
     assert float(normalized_score("maze2d-large-dense", 303.4857382709002)) == 100.0
-    assert task_family("PointMaze_UMaze-v3") == "other" and task_family("qcse/maze2d-umaze-v1") == "maze2d-umaze"
+    assert task_family("PointMaze_UMaze-v3") == task_family("AdroitHandDoor-v1") == "other"
+    assert task_family("qcse/maze2d-umaze-v1") == "maze2d-umaze"
 
 
 def test_tasks_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -101,13 +106,6 @@ def test_walls_equal_those_of_gymnasium_robotics(name: str) -> None:
     maps = importlib.import_module("gymnasium_robotics.envs.maze.maps")
     theirs = {"umaze": maps.U_MAZE, "medium": maps.MEDIUM_MAZE, "large": maps.LARGE_MAZE, "open": maps.OPEN}[name]
     assert [[int(cell == "#") for cell in row] for row in MAZES[name]] == theirs
-
-
-def d4rl_checkout() -> Path:
-    folder = os.environ.get("QCSE_D4RL_CHECKOUT")
-    if not folder:
-        pytest.skip("compares with D4RL's sources: set QCSE_D4RL_CHECKOUT to the folder of a checkout of D4RL")
-    return Path(folder)
 
 
 def test_walls_starts_and_goals_equal_those_of_d4rl() -> None:
@@ -236,6 +234,71 @@ def test_a_dropped_pen_ends_the_episode() -> None:
         if terminated or truncated:
             break
     assert terminated and steps < 100 and env.unwrapped.data.xpos[env.unwrapped.obj_body_id][2] < 0.075
+
+
+def adroit_rewards(task: str) -> Iterator[tuple[float, Any, np.ndarray]]:
+    """Rewards, simulators and observations in states where each part of the reward counts, or does not."""
+    needs_robotics()
+    env = make_env(f"qcse/{task.lower()}-v1")
+    inner: Any = env.unwrapped
+    rng = np.random.default_rng(0)
+    for seed in range(30):
+        env.reset(seed=seed)
+        if task == "Door":
+            inner.data.qpos[inner.door_hinge_addrs] = rng.choice([0.1, 0.6, 1.2, 1.5])
+        elif task == "Hammer":  # the nail is the first joint behind the hand's 26; the hammer's three lengths follow
+            inner.data.qpos[26] = rng.uniform(0.06, 0.09)
+            inner.data.qpos[29] += rng.choice([0.0, 0.2])
+        else:  # the ball somewhere between its place and the target's
+            way = inner.data.site_xpos[inner.target_obj_site_id] - inner.data.xpos[inner.obj_body_id]
+            inner.data.qpos[30:33] += rng.choice([0.0, 0.5, 0.8, 1.0]) * way
+        observation, reward, *_ = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
+        yield reward, inner, observation
+
+
+def test_adroit_rewards_by_what_is_observed() -> None:
+    bonuses = set()
+    for reward, inner, o in adroit_rewards("Door"):  # hinge, palm (3), handle (3), their difference (3), open or not
+        hinge, apart = float(o[28]), np.linalg.norm(o[35:38])
+        want = -0.1 * apart - 0.1 * (hinge - 1.57) ** 2 - 1e-5 * (inner.data.qvel**2).sum()
+        bonus = 2 * (hinge > 0.2) + 8 * (hinge > 1) + 10 * (hinge > 1.35)
+        assert reward == pytest.approx(want + bonus, abs=1e-5)
+        bonuses.add(bonus)
+    assert bonuses == {0, 2, 10, 20}
+    bonuses = set()
+    for reward, inner, o in adroit_rewards("Relocate"):  # palm to ball (3), palm to target (3), ball to target (3)
+        far = np.linalg.norm(o[36:39])
+        lifted = inner.data.xpos[inner.obj_body_id][2] > 0.04
+        want = -0.1 * np.linalg.norm(o[30:33]) + lifted * (1 - 0.5 * np.linalg.norm(o[33:36]) - 0.5 * far)
+        bonus = 10 * (far < 0.1) + 20 * (far < 0.05)
+        assert reward == pytest.approx(want + bonus, abs=1e-5)
+        bonuses.add((lifted, bonus))
+    assert {0, 30} <= {bonus for _, bonus in bonuses} and {lifted for lifted, _ in bonuses} == {False, True}
+
+
+@pytest.mark.parametrize("task", ["Door", "Hammer", "Relocate"])
+def test_adroit_rewards_equal_those_of_d4rls_own_code(task: str) -> None:
+    source = (d4rl_checkout() / "d4rl" / "hand_manipulation_suite" / f"{task.lower()}_v0.py").read_text()
+    step = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef) and n.name == "step")
+    names: dict[str, Any] = {"np": np, "ADD_BONUS_REWARDS": True}
+    exec(compile(ast.Module([step], []), "d4rl", "exec"), names)
+    seen = set()
+    for reward, inner, _ in adroit_rewards(task):
+        data = inner.data
+        places = {"site_xpos": data.site_xpos, "body_xpos": data.xpos, "qpos": data.qpos, "qvel": data.qvel}
+        theirs = SimpleNamespace(data=SimpleNamespace(**places), frame_skip=5, do_simulation=lambda *_: None)
+        theirs.get_obs = lambda: None
+        if task == "Door":
+            theirs.handle_sid, theirs.grasp_sid = inner.handle_site_id, inner.grasp_site_id
+            theirs.door_hinge_did = inner.door_hinge_addrs
+        else:
+            theirs.obj_bid, theirs.S_grasp_sid = inner.obj_body_id, inner.S_grasp_site_id
+            theirs.target_obj_sid = inner.target_obj_site_id
+        if task == "Hammer":
+            theirs.tool_sid, theirs.goal_sid = inner.tool_site_id, inner.goal_site_id
+        assert reward == pytest.approx(float(names["step"](theirs, np.zeros(1))[1]), abs=1e-9)
+        seen.add(round(reward, -1))
+    assert len(seen) > 1  # with and without the bonuses
 
 
 # Gymnasium-Robotics's own mazes.
