@@ -115,10 +115,7 @@ def test_collect_writes_both_files(tmp_path: Path, qcse) -> None:
 
 
 def test_independent_data(tmp_path: Path, qcse) -> None:
-    folder = shared_data()
-    if folder is None:
-        pytest.skip("independent data not found: set QCSE_SHARED_DATA to the folder of hopper-medium-replay.hdf5")
-    data = folder / "hopper-medium-replay.hdf5"
+    data = shared_data("hopper-medium-replay.hdf5")
     result = qcse(*options(data, "run", offline_steps=100, online_steps=100, log_every=50), check=True)
     assert "run complete" in result.stdout
     lines = (tmp_path / "run" / "train.csv").read_text().splitlines()
