@@ -48,8 +48,8 @@ bench-train: install  ## the training step; CORL=PATH of a checkout for CORL's o
 emulate: install  ## the CUDA kernels executed on the CPU, on PROBLEMS random problems
 	$(BIN)/python tests/emulator/run.py --problems $(PROBLEMS)
 
-faults: install  ## plant faults in copies of the CUDA kernels: how many does the emulator catch?
-	$(BIN)/python tests/emulator/faults.py --jobs $(JOBS)
+faults: install  ## plant faults in copies of the CUDA kernels: how many does the emulator catch? (SAMPLE=6: of six)
+	$(BIN)/python tests/emulator/faults.py --jobs $(JOBS) $(if $(SAMPLE),--sample $(SAMPLE))
 
 kernels: install  ## compile every CUDA kernel for every architecture; a new register spill fails (needs nvcc, no GPU)
 	$(BIN)/python benchmarks/kernel_resources.py
