@@ -29,6 +29,7 @@ struct Critics {
   const T* const* biases = nullptr;   // [layers] -> [S * E, outputs]
   const T* states = nullptr;          // [S, batch, state_dim]
   const T* action_rows = nullptr;     // [S, batch, actions, action_dim]
+  bool bf16 = false;                  // round the factors of the hidden layers' products to bfloat16 (float only)
 };
 
 template <typename T>

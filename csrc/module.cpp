@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "cpu/critic_cpu.h"
 #include "cpu/knn_cpu.h"
 #ifdef QCSE_WITH_CUDA
 #include "cuda/knn_cuda.h"
@@ -21,6 +22,7 @@ py::dict build_info() {
   for (const char* name : qcse::cpu::instruction_sets()) sets.append(name);
   info["cpu_instruction_sets"] = sets;
   info["cpu_instruction_set"] = qcse::cpu::instruction_set();
+  info["cpu_bf16"] = qcse::cpu::has_bf16();
 #ifdef QCSE_WITH_CUDA
   info["cuda"] = true;
   info["cuda_toolkit"] = QCSE_CUDA_TOOLKIT;

@@ -40,13 +40,16 @@ struct CriticArguments {
   std::vector<Tensor> weights, biases;
   std::vector<int64_t> widths;
   int64_t seeds, members, batch, action_count, state_dim, action_dim;
-  bool is_double;
+  bool is_double, bf16;
 
   CriticArguments(const char* op, const Tensor& states_, const Tensor& actions_, const std::vector<Tensor>& weights_,
-                  const std::vector<Tensor>& biases_) {
+                  const std::vector<Tensor>& biases_, bool bf16_)
+      : bf16(bf16_) {
     const auto fail = [op](const std::string& what) { throw std::runtime_error(std::string(op) + ": " + what); };
     const ScalarType type = states_.scalar_type();
     if (type != ScalarType::Float && type != ScalarType::Double) fail("states must be float32 or float64");
+    if (bf16 && type != ScalarType::Float) fail("states must be float32 where bf16 is true");
+    if (bf16 && !cpu::has_bf16()) fail("bf16 is true, but this CPU has no AVX512-BF16; expected false");
     if (states_.dim() != 3) fail("states must have shape [S, B, D], got " + shape_of(states_));
     if (actions_.dim() != 4) fail("actions must have shape [S, B, n, A], got " + shape_of(actions_));
     const int64_t layers = static_cast<int64_t>(weights_.size());
@@ -108,6 +111,7 @@ Critics<T> describe(const CriticArguments& a, const std::vector<const T*>& weigh
   c.layers = static_cast<int64_t>(a.widths.size());
   c.widths = a.widths.data();
   c.weights = weights.data(), c.biases = biases.data();
+  c.bf16 = a.bf16;
   c.states = a.states.const_data_ptr<T>(), c.action_rows = a.actions.const_data_ptr<T>();
   return c;
 }
@@ -119,8 +123,8 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_
 cpu::Threads threads() { return {parallel_for, static_cast<int64_t>(torch::stable::get_num_threads())}; }
 
 Tensor critic_values_cpu(const Tensor& states, const Tensor& actions, const std::vector<Tensor>& weights,
-                         const std::vector<Tensor>& biases) {
-  const CriticArguments a("qcse::critic_values", states, actions, weights, biases);
+                         const std::vector<Tensor>& biases, bool bf16) {
+  const CriticArguments a("qcse::critic_values", states, actions, weights, biases, bf16);
   Tensor values = torch::stable::new_empty(a.states, {a.seeds, a.members, a.batch, a.action_count});
   const auto run = [&]<typename T>(T) {
     const auto w = read<T>(a.weights), b = read<T>(a.biases);
@@ -133,9 +137,9 @@ Tensor critic_values_cpu(const Tensor& states, const Tensor& actions, const std:
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> conservative_loss_cpu(
     const Tensor& states, const Tensor& actions, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
     const Tensor& target, const Tensor& offsets, const Tensor& bound, const Tensor& weight, double temperature,
-    double floor, bool include_data) {
+    double floor, bool include_data, bool bf16) {
   const char* op = "qcse::conservative_loss";
-  const CriticArguments a(op, states, actions, weights, biases);
+  const CriticArguments a(op, states, actions, weights, biases, bf16);
   const int64_t sampled = (a.action_count - 1) / 3;
   if (a.action_count != 1 + 3 * sampled || sampled < 1) {
     throw std::runtime_error(std::string(op) + ": actions must have shape [S, B, 1 + 3n, A] with n at least 1, got " +
@@ -185,10 +189,11 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> conservative_loss_c
 }  // namespace qcse
 
 STABLE_TORCH_LIBRARY_FRAGMENT(qcse, m) {
-  m.def("critic_values(Tensor states, Tensor actions, Tensor[] weights, Tensor[] biases) -> Tensor");
+  m.def("critic_values(Tensor states, Tensor actions, Tensor[] weights, Tensor[] biases, bool bf16=False) -> Tensor");
   m.def(
       "conservative_loss(Tensor states, Tensor actions, Tensor[] weights, Tensor[] biases, Tensor target, "
-      "Tensor offsets, Tensor bound, Tensor weight, float temperature, float floor, bool include_data) "
+      "Tensor offsets, Tensor bound, Tensor weight, float temperature, float floor, bool include_data, bool "
+      "bf16=False) "
       "-> (Tensor statistics, Tensor[] weight_grads, Tensor[] bias_grads)");
 }
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import qcse_ext.ops  # noqa: F401 - loads the compiled module
+from qcse_ext.ops import build_info  # loads the compiled module
 
-__all__ = ["conservative_loss", "critic_values", "is_supported"]
+__all__ = ["conservative_loss", "critic_values", "has_bf16", "is_supported"]
 
 
 def is_supported(states: Tensor) -> bool:
@@ -21,7 +21,14 @@ def is_supported(states: Tensor) -> bool:
     return states.device.type == "cpu" and states.dtype in (torch.float32, torch.float64)
 
 
-def critic_values(states: Tensor, actions: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+def has_bf16() -> bool:
+    """Whether the CPU can round products to bfloat16, as ``bf16`` of this module's functions asks for."""
+    return bool(build_info()["cpu_bf16"])
+
+
+def critic_values(
+    states: Tensor, actions: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool = False
+) -> Tensor:
     """Q_e(s, a) of fully connected ReLU critics for n actions of each state.
 
     Args:
@@ -30,6 +37,7 @@ def critic_values(states: Tensor, actions: Tensor, weights: list[Tensor], biases
         weights: one ``[S * E, inputs, outputs]`` for each of 2 to 16 layers, E critics per seed; the first layer's
             inputs are the D numbers of the state, then the A of the action; the last layer has one output.
         biases: ``[S * E, 1, outputs]`` for each layer.
+        bf16: round the factors of the products between hidden layers to bfloat16, and sum in float32 (float32 only).
 
     Returns:
         ``[S, E, B, n]``. No gradient flows.
@@ -37,7 +45,7 @@ def critic_values(states: Tensor, actions: Tensor, weights: list[Tensor], biases
     Raises:
         RuntimeError: an argument has a wrong shape, dtype or device; the message names it.
     """
-    values: Tensor = torch.ops.qcse.critic_values(states, actions, weights, biases)
+    values: Tensor = torch.ops.qcse.critic_values(states, actions, weights, biases, bf16)
     return values
 
 
@@ -53,6 +61,7 @@ def conservative_loss(
     temperature: float = 1.0,
     floor: float | None = None,
     include_data: bool = False,
+    bf16: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Squared Bellman error plus weighted conservative gap, with its gradient for weights and biases.
 
@@ -77,6 +86,8 @@ def conservative_loss(
         temperature: of the log-sum-exp, above 0.
         floor: lower bound of one state's gap; None: none.
         include_data: Q_0 is one more value in the log-sum-exp.
+        bf16: round the factors of the products between hidden layers, forward and back, to bfloat16, and sum in
+            float32 (float32 only). Everything else stays float32.
 
     Returns:
         loss ``[S]``, and ``[S, E]`` each, detached: ``error``, ``gap``, ``q_data``, ``q_uniform``, ``q_policy`` (means
@@ -85,7 +96,8 @@ def conservative_loss(
     Raises:
         RuntimeError: an argument has a wrong shape, dtype or device; the message names it.
     """
-    settings = (target, offsets, bound, weight, temperature, -math.inf if floor is None else floor, include_data)
+    floor = -math.inf if floor is None else floor
+    settings = (target, offsets, bound, weight, temperature, floor, include_data, bf16)
     loss, statistics = _ConservativeLoss.apply(states, actions, settings, len(weights), *weights, *biases)
     return loss, dict(zip(("error", "gap", "q_data", "q_uniform", "q_policy", "bound_share"), statistics, strict=True))
 
@@ -121,7 +133,9 @@ for _name in ("critic_values", "conservative_loss"):
 
 
 @torch.library.register_fake("qcse::critic_values")
-def _critic_values_fake(states: Tensor, actions: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+def _critic_values_fake(
+    states: Tensor, actions: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool = False
+) -> Tensor:
     seeds, batch, count, _ = actions.shape
     return states.new_empty(seeds, weights[0].shape[0] // seeds, batch, count)
 

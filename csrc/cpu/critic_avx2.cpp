@@ -11,6 +11,6 @@ constexpr int kFeatures = 4;
 
 }  // namespace
 
-const CriticKernelSet kAvx2Critic = {"avx2", make_critic_kernels<float>(), make_critic_kernels<double>()};
+const CriticKernelSet kAvx2Critic = {"avx2", make_critic_kernels<Plain<float>>(), make_critic_kernels<Plain<double>>()};
 
 }  // namespace qcse::cpu

@@ -11,6 +11,7 @@ constexpr int kFeatures = 8;
 
 }  // namespace
 
-const CriticKernelSet kAvx512Critic = {"avx512", make_critic_kernels<float>(), make_critic_kernels<double>()};
+const CriticKernelSet kAvx512Critic = {"avx512", make_critic_kernels<Plain<float>>(),
+                                       make_critic_kernels<Plain<double>>()};
 
 }  // namespace qcse::cpu

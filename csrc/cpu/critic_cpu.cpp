@@ -22,10 +22,14 @@ const CriticKernelSet& kernel_set() {
 }
 
 template <typename T>
-const CriticKernels<T>& kernels() {
+const CriticKernels<T>& kernels(const Critics<T>& c) {
   if constexpr (sizeof(T) == sizeof(float)) {
+#ifdef QCSE_X86_KERNELS
+    if (c.bf16) return kBfloat16Critic;
+#endif
     return kernel_set().single;
   } else {
+    (void)c;
     return kernel_set().twofold;
   }
 }
@@ -76,9 +80,19 @@ int64_t inputs(const Critics<T>& c, int64_t layer) {
 
 }  // namespace
 
+bool has_bf16() {
+#ifdef QCSE_X86_KERNELS
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 template <typename T>
 void critic_values(const Critics<T>& c, T* out, const Threads& threads) {
-  const CriticKernels<T>& k = kernels<T>();
+  const CriticKernels<T>& k = kernels<T>(c);
   const Parts<T> parts(c, threads.count);
   const int64_t scalars = k.workspace(c, false);
   for_each(threads, parts.count(), [&](int64_t begin, int64_t end) {
@@ -90,7 +104,7 @@ void critic_values(const Critics<T>& c, T* out, const Threads& threads) {
 template <typename T>
 void conservative_loss(const ConservativeLoss<T>& loss, const Threads& threads) {
   const Critics<T>& c = loss.critics;
-  const CriticKernels<T>& k = kernels<T>();
+  const CriticKernels<T>& k = kernels<T>(c);
   const Parts<T> parts(c, threads.count);
   const int64_t scalars = k.workspace(c, true), nets = c.seeds * c.members;
   // The first part of a critic writes to the result itself, the others to copies that are added afterwards.

@@ -7,6 +7,9 @@ namespace qcse::cpu {
 
 inline constexpr int64_t kMaxCriticLayers = 16;
 
+// Whether this CPU has the instructions that `Critics::bf16` asks for.
+bool has_bf16();
+
 // values: [S, E, batch, actions]
 template <typename T>
 void critic_values(const Critics<T>& critics, T* values, const Threads& threads);

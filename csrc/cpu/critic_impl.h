@@ -71,125 +71,6 @@ void pack(const T* source, int64_t rows, int64_t columns, int64_t row_step, int6
   }
 }
 
-// acc[i] += x(row + i, 0 .. depth) times the rows of one weight panel.
-template <typename T, int Rows>
-inline __attribute__((always_inline)) void multiply(const Panels<T>& x, int64_t row, const T* weight, int64_t depth,
-                                                    Vector<T> (&acc)[Rows][2]) {
-  for (int64_t first = 0; first < depth; first += kPanel<T>) {
-    const T* in = x.panel(first / kPanel<T>) + row * kPanel<T>;
-    const int64_t width = smaller(depth - first, kPanel<T>);
-    for (int64_t c = 0; c < width; ++c, weight += kPanel<T>) {
-      const Vector<T> w0 = load(weight), w1 = load(weight + kLanes<T>);
-#pragma GCC unroll 16
-      for (int i = 0; i < Rows; ++i) {
-        const T factor = in[i * kPanel<T> + c];
-        acc[i][0] += factor * w0;
-        acc[i][1] += factor * w1;
-      }
-    }
-  }
-}
-
-template <typename T>
-inline Vector<T> positive(Vector<T> v) {
-  return v > 0 ? v : Vector<T>{};
-}
-
-// How a layer's sums begin and end.
-enum class Layer {
-  kPlain,  // starts from the bias, stays as it is
-  kState,  // starts from a row that `group` consecutive rows share, ends with the ReLU
-  kRelu,   // starts from the bias, ends with the ReLU
-  kMask,   // starts from 0, is kept where `gate` is positive: the gradient through a ReLU
-};
-
-template <typename T, Layer kind, int Rows>
-inline __attribute__((always_inline)) void layer_tile(const Panels<T>& x, int64_t row, const Panels<T>& weight,
-                                                      int64_t depth, const T* bias, const Panels<T>& start,
-                                                      int64_t group, const Panels<T>& gate, const Panels<T>& out) {
-  for (int64_t p = 0; p < out.panels(); ++p) {
-    Vector<T> acc[Rows][2];
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
-      if constexpr (kind == Layer::kState) {
-        const T* from = start.panel(p) + (row + i) / group * kPanel<T>;
-        acc[i][0] = load(from), acc[i][1] = load(from + kLanes<T>);
-      } else if constexpr (kind == Layer::kMask) {
-        acc[i][0] = acc[i][1] = Vector<T>{};
-      } else {
-        acc[i][0] = load(bias + p * kPanel<T>), acc[i][1] = load(bias + p * kPanel<T> + kLanes<T>);
-      }
-    }
-    multiply<T, Rows>(x, row, weight.panel(p), depth, acc);
-    T* to = out.panel(p) + row * kPanel<T>;
-    const T* open = kind == Layer::kMask ? gate.panel(p) + row * kPanel<T> : nullptr;
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
-#pragma GCC unroll 2
-      for (int h = 0; h < 2; ++h) {
-        Vector<T> v = acc[i][h];
-        if constexpr (kind == Layer::kMask) v = load(open + i * kPanel<T> + h * kLanes<T>) > 0 ? v : Vector<T>{};
-        if constexpr (kind == Layer::kRelu || kind == Layer::kState) v = positive<T>(v);
-        store(to + i * kPanel<T> + h * kLanes<T>, v);
-      }
-    }
-  }
-}
-
-// out = x times weight for `rows` rows.
-template <typename T, Layer kind>
-void layer(const Panels<T>& x, int64_t rows, const Panels<T>& weight, int64_t depth, const T* bias,
-           const Panels<T>& start, int64_t group, const Panels<T>& gate, const Panels<T>& out) {
-  int64_t row = 0;
-  for (; row + kRows <= rows; row += kRows) {
-    layer_tile<T, kind, kRows>(x, row, weight, depth, bias, start, group, gate, out);
-  }
-  for (; row + 4 <= rows; row += 4) layer_tile<T, kind, 4>(x, row, weight, depth, bias, start, group, gate, out);
-  for (; row < rows; ++row) layer_tile<T, kind, 1>(x, row, weight, depth, bias, start, group, gate, out);
-}
-
-// grad (panels of outputs, one row per input) += x^T g over `rows` rows.
-template <typename T>
-void accumulate_product(const Panels<T>& x, const Panels<T>& g, int64_t rows, const Panels<T>& grad) {
-  for (int64_t first = 0; first < x.columns; first += kFeatures) {
-    const T* in = x.panel(first / kPanel<T>) + first % kPanel<T>;
-    for (int64_t p = 0; p < g.panels(); ++p) {
-      T* sum = grad.panel(p) + first * kPanel<T>;
-      Vector<T> acc[kFeatures][2];
-#pragma GCC unroll 16
-      for (int i = 0; i < kFeatures; ++i) {
-        acc[i][0] = load(sum + i * kPanel<T>), acc[i][1] = load(sum + i * kPanel<T> + kLanes<T>);
-      }
-      const T* a = in;
-      const T* b = g.panel(p);
-      for (int64_t r = 0; r < rows; ++r, a += kPanel<T>, b += kPanel<T>) {
-        const Vector<T> g0 = load(b), g1 = load(b + kLanes<T>);
-#pragma GCC unroll 16
-        for (int i = 0; i < kFeatures; ++i) {
-          acc[i][0] += a[i] * g0;
-          acc[i][1] += a[i] * g1;
-        }
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < kFeatures; ++i) {
-        store(sum + i * kPanel<T>, acc[i][0]), store(sum + i * kPanel<T> + kLanes<T>, acc[i][1]);
-      }
-    }
-  }
-}
-
-// sums (one row of panels, as long as the columns) += column sums of g over rows [begin, end).
-template <typename T>
-void accumulate_columns(const Panels<T>& g, int64_t begin, int64_t end, T* sums, int64_t panel_step) {
-  for (int64_t p = 0; p < g.panels(); ++p) {
-    T* sum = sums + p * panel_step;
-    Vector<T> s0 = load(sum), s1 = load(sum + kLanes<T>);
-    const T* row = g.panel(p) + begin * kPanel<T>;
-    for (int64_t r = begin; r < end; ++r, row += kPanel<T>) s0 += load(row), s1 += load(row + kLanes<T>);
-    store(sum, s0), store(sum + kLanes<T>, s1);
-  }
-}
-
 // Hands out pieces of the caller's workspace, each on a cache line of its own.
 template <typename T>
 struct Arena {
@@ -206,17 +87,155 @@ struct Arena {
   }
 };
 
+// How products hold their factors. This one takes them as they are; critic_bf16.h has another.
+template <typename T>
+struct Plain {
+  using Scalar = T;
+  using Factor = Panels<T>;  // activations and their gradients
+  using Weight = Panels<T>;
+
+  static Factor factor(Arena<T>&, int64_t, int64_t) { return {nullptr, 0, 0}; }
+  static void convert(const Panels<T>& from, int64_t, Factor& to) { to = from; }
+  static Weight weight(Arena<T>& arena, int64_t inputs, int64_t outputs) { return arena.panels(inputs, outputs); }
+  static void pack_weight(const T* source, int64_t inputs, int64_t outputs, int64_t row_step, int64_t column_step,
+                          const Weight& to) {
+    pack(source, inputs, outputs, row_step, column_step, to);
+  }
+
+  // acc[i] += x(row + i, 0 .. depth) times the rows of one weight panel.
+  template <int Rows>
+  static inline __attribute__((always_inline)) void multiply(const Panels<T>& x, int64_t row, const T* weight,
+                                                             int64_t depth, Vector<T> (&acc)[Rows][2]) {
+    for (int64_t first = 0; first < depth; first += kPanel<T>) {
+      const T* in = x.panel(first / kPanel<T>) + row * kPanel<T>;
+      const int64_t width = smaller(depth - first, kPanel<T>);
+      for (int64_t c = 0; c < width; ++c, weight += kPanel<T>) {
+        const Vector<T> w0 = load(weight), w1 = load(weight + kLanes<T>);
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows; ++i) {
+          const T factor = in[i * kPanel<T> + c];
+          acc[i][0] += factor * w0;
+          acc[i][1] += factor * w1;
+        }
+      }
+    }
+  }
+
+  // grad (panels of outputs, one row per input) += x^T g over `rows` rows.
+  static void accumulate(const Panels<T>& x, const Panels<T>& g, int64_t rows, const Panels<T>& grad) {
+    for (int64_t first = 0; first < x.columns; first += kFeatures) {
+      const T* in = x.panel(first / kPanel<T>) + first % kPanel<T>;
+      for (int64_t p = 0; p < g.panels(); ++p) {
+        T* sum = grad.panel(p) + first * kPanel<T>;
+        Vector<T> acc[kFeatures][2];
+#pragma GCC unroll 16
+        for (int i = 0; i < kFeatures; ++i) {
+          acc[i][0] = load(sum + i * kPanel<T>), acc[i][1] = load(sum + i * kPanel<T> + kLanes<T>);
+        }
+        const T* a = in;
+        const T* b = g.panel(p);
+        for (int64_t r = 0; r < rows; ++r, a += kPanel<T>, b += kPanel<T>) {
+          const Vector<T> g0 = load(b), g1 = load(b + kLanes<T>);
+#pragma GCC unroll 16
+          for (int i = 0; i < kFeatures; ++i) {
+            acc[i][0] += a[i] * g0;
+            acc[i][1] += a[i] * g1;
+          }
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < kFeatures; ++i) {
+          store(sum + i * kPanel<T>, acc[i][0]), store(sum + i * kPanel<T> + kLanes<T>, acc[i][1]);
+        }
+      }
+    }
+  }
+};
+
+template <typename T>
+inline Vector<T> positive(Vector<T> v) {
+  return v > 0 ? v : Vector<T>{};
+}
+
+// How a layer's sums begin and end.
+enum class Layer {
+  kPlain,  // starts from the bias, stays as it is
+  kState,  // starts from a row that `group` consecutive rows share, ends with the ReLU
+  kRelu,   // starts from the bias, ends with the ReLU
+  kMask,   // starts from 0, is kept where `gate` is positive: the gradient through a ReLU
+};
+
+template <typename Products, Layer kind, int Rows, typename T = typename Products::Scalar>
+inline __attribute__((always_inline)) void layer_tile(const typename Products::Factor& x, int64_t row,
+                                                      const typename Products::Weight& weight, int64_t depth,
+                                                      const typename Products::Scalar* bias, const Panels<T>& start,
+                                                      int64_t group, const Panels<T>& gate, const Panels<T>& out) {
+  for (int64_t p = 0; p < out.panels(); ++p) {
+    Vector<T> acc[Rows][2];
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      if constexpr (kind == Layer::kState) {
+        const T* from = start.panel(p) + (row + i) / group * kPanel<T>;
+        acc[i][0] = load(from), acc[i][1] = load(from + kLanes<T>);
+      } else if constexpr (kind == Layer::kMask) {
+        acc[i][0] = acc[i][1] = Vector<T>{};
+      } else {
+        acc[i][0] = load(bias + p * kPanel<T>), acc[i][1] = load(bias + p * kPanel<T> + kLanes<T>);
+      }
+    }
+    Products::template multiply<Rows>(x, row, weight.panel(p), depth, acc);
+    T* to = out.panel(p) + row * kPanel<T>;
+    const T* open = kind == Layer::kMask ? gate.panel(p) + row * kPanel<T> : nullptr;
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) {
+        Vector<T> v = acc[i][h];
+        if constexpr (kind == Layer::kMask) v = load(open + i * kPanel<T> + h * kLanes<T>) > 0 ? v : Vector<T>{};
+        if constexpr (kind == Layer::kRelu || kind == Layer::kState) v = positive<T>(v);
+        store(to + i * kPanel<T> + h * kLanes<T>, v);
+      }
+    }
+  }
+}
+
+// out = x times weight for `rows` rows.
+template <typename Products, Layer kind, typename T = typename Products::Scalar>
+void layer(const typename Products::Factor& x, int64_t rows, const typename Products::Weight& weight, int64_t depth,
+           const typename Products::Scalar* bias, const Panels<T>& start, int64_t group, const Panels<T>& gate,
+           const Panels<T>& out) {
+  int64_t row = 0;
+  for (; row + kRows <= rows; row += kRows) {
+    layer_tile<Products, kind, kRows>(x, row, weight, depth, bias, start, group, gate, out);
+  }
+  for (; row + 4 <= rows; row += 4) layer_tile<Products, kind, 4>(x, row, weight, depth, bias, start, group, gate, out);
+  for (; row < rows; ++row) layer_tile<Products, kind, 1>(x, row, weight, depth, bias, start, group, gate, out);
+}
+
+// sums (one row of panels, as long as the columns) += column sums of g over rows [begin, end).
+template <typename T>
+void accumulate_columns(const Panels<T>& g, int64_t begin, int64_t end, T* sums, int64_t panel_step) {
+  for (int64_t p = 0; p < g.panels(); ++p) {
+    T* sum = sums + p * panel_step;
+    Vector<T> s0 = load(sum), s1 = load(sum + kLanes<T>);
+    const T* row = g.panel(p) + begin * kPanel<T>;
+    for (int64_t r = begin; r < end; ++r, row += kPanel<T>) s0 += load(row), s1 += load(row + kLanes<T>);
+    store(sum, s0), store(sum + kLanes<T>, s1);
+  }
+}
+
 constexpr int64_t kMaxLayers = 16;
 
-// One critic's parameters in panels, and the activations of one chunk.
-template <typename T>
+// One critic's parameters in panels, and the activations of one chunk. The first layer's products are few and plain.
+template <typename Products>
 struct Work {
-  Panels<T> state_weight, action_weight;           // halves of the first layer, [inputs, width]
-  Panels<T> weight[kMaxLayers], back[kMaxLayers];  // hidden layers l >= 1 and their transposes
+  using T = typename Products::Scalar;
+  Panels<T> state_weight, action_weight;                           // halves of the first layer, [inputs, width]
+  typename Products::Weight weight[kMaxLayers], back[kMaxLayers];  // hidden layers l >= 1 and their transposes
   T* bias[kMaxLayers];
   T* last;  // weights of the output, padded with zeros
   Panels<T> states, actions, base;
   Panels<T> hidden[kMaxLayers];
+  typename Products::Factor hidden_factor[kMaxLayers], up_factor;
   T* q;
   // Gradients: of q, of two activations at a time, and of the parameters.
   T* q_grad;
@@ -234,10 +253,11 @@ struct Work {
     state_weight = arena.panels(c.state_dim, c.widths[0]);
     action_weight = arena.panels(c.action_dim, c.widths[0]);
     for (int64_t l = 0; l < hidden_layers; ++l) {
-      if (l > 0) weight[l] = arena.panels(c.widths[l - 1], c.widths[l]);
-      if (l > 0 && gradient) back[l] = arena.panels(c.widths[l], c.widths[l - 1]);
+      if (l > 0) weight[l] = Products::weight(arena, c.widths[l - 1], c.widths[l]);
+      if (l > 0 && gradient) back[l] = Products::weight(arena, c.widths[l], c.widths[l - 1]);
       bias[l] = arena.take(round_up(c.widths[l], kPanel<T>));
       hidden[l] = arena.panels(rows, c.widths[l]);
+      if (l + 1 < hidden_layers) hidden_factor[l] = Products::factor(arena, rows, c.widths[l]);
       widest = widest > c.widths[l] ? widest : c.widths[l];
     }
     last = arena.take(round_up(c.widths[hidden_layers - 1], kPanel<T>));
@@ -249,6 +269,7 @@ struct Work {
     q_grad = arena.take(rows);
     up = arena.panels(rows, widest);
     down = arena.panels(rows, widest);
+    up_factor = Products::factor(arena, rows, widest);
     base_grad = arena.panels(chunk_states, c.widths[0]);
     // Feature tiles of the products x^T g may end behind the last input: room for a whole panel of rows.
     state_weight_grad = arena.panels(round_up(c.state_dim, kPanel<T>), c.widths[0]);
@@ -267,8 +288,8 @@ struct Work {
     pack(w + c.state_dim * first, c.action_dim, first, first, 1, action_weight);
     for (int64_t l = 0; l < hidden_layers; ++l) {
       const int64_t in = l > 0 ? c.widths[l - 1] : 0, out = c.widths[l];
-      if (l > 0) pack(c.weights[l] + net * in * out, in, out, out, 1, weight[l]);
-      if (l > 0 && gradient) pack(c.weights[l] + net * in * out, out, in, 1, out, back[l]);
+      if (l > 0) Products::pack_weight(c.weights[l] + net * in * out, in, out, out, 1, weight[l]);
+      if (l > 0 && gradient) Products::pack_weight(c.weights[l] + net * in * out, out, in, 1, out, back[l]);
       fill(bias[l], round_up(out, kPanel<T>), T(0));
       for (int64_t j = 0; j < out; ++j) bias[l][j] = c.biases[l][net * out + j];
     }
@@ -290,20 +311,22 @@ struct Work {
 };
 
 // q of the states [first, first + count) of one seed.
-template <typename T>
-void forward(const Critics<T>& c, int64_t seed, int64_t net, int64_t first, int64_t count, Work<T>& work) {
+template <typename Products, typename T = typename Products::Scalar>
+void forward(const Critics<T>& c, int64_t seed, int64_t net, int64_t first, int64_t count, Work<Products>& work) {
   const int64_t rows = count * c.actions, hidden_layers = c.layers - 1;
   const T* states = c.states + (seed * c.batch + first) * c.state_dim;
   const T* actions = c.action_rows + (seed * c.batch + first) * c.actions * c.action_dim;
   const Panels<T> none{nullptr, 0, 0};
   pack(states, count, c.state_dim, c.state_dim, 1, work.states);
   pack(actions, rows, c.action_dim, c.action_dim, 1, work.actions);
-  layer<T, Layer::kPlain>(work.states, count, work.state_weight, c.state_dim, work.bias[0], none, 1, none, work.base);
-  layer<T, Layer::kState>(work.actions, rows, work.action_weight, c.action_dim, nullptr, work.base, c.actions, none,
-                          work.hidden[0]);
+  layer<Plain<T>, Layer::kPlain>(work.states, count, work.state_weight, c.state_dim, work.bias[0], none, 1, none,
+                                 work.base);
+  layer<Plain<T>, Layer::kState>(work.actions, rows, work.action_weight, c.action_dim, nullptr, work.base, c.actions,
+                                 none, work.hidden[0]);
   for (int64_t l = 1; l < hidden_layers; ++l) {
-    layer<T, Layer::kRelu>(work.hidden[l - 1], rows, work.weight[l], c.widths[l - 1], work.bias[l], none, 1, none,
-                           work.hidden[l]);
+    Products::convert(work.hidden[l - 1], rows, work.hidden_factor[l - 1]);
+    layer<Products, Layer::kRelu>(work.hidden_factor[l - 1], rows, work.weight[l], c.widths[l - 1], work.bias[l], none,
+                                  1, none, work.hidden[l]);
   }
   const Panels<T>& top = work.hidden[hidden_layers - 1];
   const T bias = c.biases[hidden_layers][net];
@@ -322,8 +345,8 @@ void forward(const Critics<T>& c, int64_t seed, int64_t net, int64_t first, int6
 }
 
 // Parameter gradients of sum_r q_grad[r] q[r] over the chunk that `forward` left.
-template <typename T>
-void backward(const Critics<T>& c, int64_t count, Work<T>& work, T* output_bias_grad) {
+template <typename Products, typename T = typename Products::Scalar>
+void backward(const Critics<T>& c, int64_t count, Work<Products>& work, T* output_bias_grad) {
   const int64_t rows = count * c.actions, hidden_layers = c.layers - 1;
   const Panels<T> none{nullptr, 0, 0};
   Panels<T> up = work.up, down = work.down;
@@ -345,20 +368,22 @@ void backward(const Critics<T>& c, int64_t count, Work<T>& work, T* output_bias_
   }
   for (int64_t r = 0; r < rows; ++r) *output_bias_grad += work.q_grad[r];
   for (int64_t l = hidden_layers - 1; l > 0; --l) {
-    accumulate_product(work.hidden[l - 1], up, rows, work.weight_grad[l]);
+    Products::convert(up, rows, work.up_factor);
+    Products::accumulate(work.hidden_factor[l - 1], work.up_factor, rows, work.weight_grad[l]);
     accumulate_columns(up, 0, rows, work.bias_grad[l], kPanel<T>);
     down.columns = c.widths[l - 1];
-    layer<T, Layer::kMask>(up, rows, work.back[l], c.widths[l], nullptr, none, 1, work.hidden[l - 1], down);
+    layer<Products, Layer::kMask>(work.up_factor, rows, work.back[l], c.widths[l], nullptr, none, 1, work.hidden[l - 1],
+                                  down);
     const Panels<T> swap = up;
     up = down, down = swap;
   }
-  accumulate_product(work.actions, up, rows, work.action_weight_grad);
+  Plain<T>::accumulate(work.actions, up, rows, work.action_weight_grad);
   const Panels<T>& base = work.base_grad;
   fill(base.data, panel_scalars<T>(base.rows, base.columns), T(0));
   for (int64_t i = 0; i < count; ++i) {
     accumulate_columns(up, i * c.actions, (i + 1) * c.actions, base.data + i * kPanel<T>, base.rows * kPanel<T>);
   }
-  accumulate_product(work.states, base, count, work.state_weight_grad);
+  Plain<T>::accumulate(work.states, base, count, work.state_weight_grad);
   accumulate_columns(base, 0, count, work.bias_grad[0], kPanel<T>);
 }
 
@@ -374,8 +399,8 @@ void unpack(const Panels<T>& grad, int64_t rows, T* out) {
 }
 
 // Losses of the chunk's states, and q_grad.
-template <typename T>
-void loss_rows(const ConservativeLoss<T>& loss, int64_t seed, int64_t first, int64_t count, Work<T>& work,
+template <typename Products, typename T = typename Products::Scalar>
+void loss_rows(const ConservativeLoss<T>& loss, int64_t seed, int64_t first, int64_t count, Work<Products>& work,
                LossSums<T>& sums) {
   const int64_t n = loss.sampled, m = 3 * n;
   const T share = T(1) / static_cast<T>(loss.critics.batch), weight = loss.weight[seed] * share;
@@ -420,17 +445,17 @@ void loss_rows(const ConservativeLoss<T>& loss, int64_t seed, int64_t first, int
   }
 }
 
-template <typename T>
+template <typename Products, typename T = typename Products::Scalar>
 int64_t workspace(const Critics<T>& c, bool gradient) {
   Arena<T> arena{nullptr};
-  Work<T> work(c, gradient, arena);
+  Work<Products> work(c, gradient, arena);
   return arena.used;
 }
 
-template <typename T>
+template <typename Products, typename T = typename Products::Scalar>
 void values(const Critics<T>& c, const CriticRange& range, T* space, T* out) {
   Arena<T> arena{space};
-  Work<T> work(c, false, arena);
+  Work<Products> work(c, false, arena);
   const int64_t net = range.seed * c.members + range.member;
   work.load_parameters(c, net, false);
   for (int64_t first = range.begin; first < range.end; first += work.chunk_states) {
@@ -441,12 +466,12 @@ void values(const Critics<T>& c, const CriticRange& range, T* space, T* out) {
   }
 }
 
-template <typename T>
+template <typename Products, typename T = typename Products::Scalar>
 LossSums<T> conservative(const ConservativeLoss<T>& loss, const CriticRange& range, T* space, T* const* weight_grads,
                          T* const* bias_grads) {
   const Critics<T>& c = loss.critics;
   Arena<T> arena{space};
-  Work<T> work(c, true, arena);
+  Work<Products> work(c, true, arena);
   const int64_t net = range.seed * c.members + range.member, hidden_layers = c.layers - 1;
   work.load_parameters(c, net, true);
   work.clear_gradients(c);
@@ -470,7 +495,7 @@ LossSums<T> conservative(const ConservativeLoss<T>& loss, const CriticRange& ran
   return sums;
 }
 
-template <typename T>
+template <typename Products, typename T = typename Products::Scalar>
 constexpr CriticKernels<T> make_critic_kernels() {
-  return {workspace<T>, values<T>, conservative<T>};
+  return {workspace<Products>, values<Products>, conservative<Products>};
 }

@@ -11,6 +11,7 @@ constexpr int kFeatures = 4;
 
 }  // namespace
 
-const CriticKernelSet kPortableCritic = {"portable", make_critic_kernels<float>(), make_critic_kernels<double>()};
+const CriticKernelSet kPortableCritic = {"portable", make_critic_kernels<Plain<float>>(),
+                                         make_critic_kernels<Plain<double>>()};
 
 }  // namespace qcse::cpu

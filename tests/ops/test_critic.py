@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qcse_ext import _C, build_info
-from qcse_ext.critic import conservative_loss, critic_values
+from qcse_ext.critic import conservative_loss, critic_values, has_bf16
 
 
 def problem(seed: int, dtype: torch.dtype = torch.float64, large: bool = False) -> dict[str, object]:
@@ -42,20 +42,39 @@ def problem(seed: int, dtype: torch.dtype = torch.float64, large: bool = False) 
     }
 
 
-def values_in_torch(states: Tensor, actions: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+class RoundedProduct(torch.autograd.Function):
+    """x w with all factors, forward and back, rounded to bfloat16; sums in float64."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        x, weight = x.bfloat16().double(), weight.bfloat16().double()
+        ctx.save_for_backward(x, weight)
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        grad = grad.bfloat16().double()
+        return grad @ weight.mT, x.mT @ grad
+
+
+def values_in_torch(
+    states: Tensor, actions: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool = False
+) -> Tensor:
     seeds, batch, count, _ = actions.shape
     members = weights[0].shape[0] // seeds
     x = torch.cat([states.unsqueeze(2).expand(-1, -1, count, -1), actions], -1).flatten(1, 2)
     x = x.repeat_interleave(members, 0)
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        x = x @ weight + bias
+        between_hidden = 0 < layer < len(weights) - 1
+        x = (RoundedProduct.apply(x, weight) if bf16 and between_hidden else x @ weight) + bias
         if layer + 1 < len(weights):
             x = x.relu()
     return x.view(seeds, members, batch, count)
 
 
 def loss_in_torch(p: dict[str, object]) -> tuple[Tensor, dict[str, Tensor]]:
-    q = values_in_torch(p["states"], p["actions"], p["weights"], p["biases"])
+    q = values_in_torch(p["states"], p["actions"], p["weights"], p["biases"], p.get("bf16", False))
     n = (q.shape[-1] - 1) // 3
     bound = p["bound"][:, None, :, None]
     data, uniform, policy = q[..., 0], q[..., 1 : n + 1], q[..., n + 1 :]
@@ -109,8 +128,7 @@ def test_values_loss_and_gradient_equal_autograd(instruction_set: str, threads: 
 
 def test_float32_at_full_size(instruction_set: str) -> None:
     p = problem(0, torch.float32, large=True)
-    exact = {k: v.double() if isinstance(v, Tensor) else v for k, v in p.items()}
-    exact |= {name: [t.double() for t in p[name]] for name in ("weights", "biases")}
+    exact = in_double(p)
     for parameter in p["weights"] + p["biases"] + exact["weights"] + exact["biases"]:
         parameter.requires_grad_(True)
     loss, _ = conservative_loss(**p)
@@ -118,6 +136,47 @@ def test_float32_at_full_size(instruction_set: str) -> None:
     assert torch.allclose(loss.double(), want, rtol=1e-5)
     for a, b in zip(gradients(loss, p), gradients(want, exact), strict=True):
         assert (a.double() - b).norm() <= 1e-5 * b.norm()
+
+
+def in_double(p: dict[str, object]) -> dict[str, object]:
+    exact = {k: v.double() if isinstance(v, Tensor) else v for k, v in p.items()}
+    return exact | {name: [t.detach().double() for t in p[name]] for name in ("weights", "biases")}
+
+
+def error_of(got: list[Tensor], want: list[Tensor]) -> float:
+    """Largest relative error of a tensor's norm; of tensors that vanish, nothing is asked."""
+    pairs = [(a.detach().double(), b.detach()) for a, b in zip(got, want, strict=True)]
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs if b.norm() > 0)
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this CPU has no AVX512-BF16")
+def test_bf16_rounds_the_factors_between_hidden_layers_and_nothing_else(threads: int) -> None:
+    rounded_anywhere = False
+    for seed in [*range(8), "large"]:
+        p = problem(0, torch.float32, large=True) if seed == "large" else problem(seed, torch.float32)
+        exact, rounded = in_double(p), in_double(p) | {"bf16": True}
+        for parameters in (p, exact, rounded):
+            for parameter in parameters["weights"] + parameters["biases"]:
+                parameter.requires_grad_(True)
+        net = (p["states"], p["actions"], p["weights"], p["biases"])
+        loss, statistics = conservative_loss(**p, bf16=True)
+        want_loss, want = loss_in_torch(rounded)
+        got, wanted = gradients(loss, p), gradients(want_loss, rounded)
+        # A float32 sum may round to the neighbouring bfloat16, or fall on the other side of a ReLU or a clamp.
+        assert error_of(got, wanted) < 4e-3, seed
+        assert torch.allclose(loss.double(), want_loss, rtol=1e-3), seed
+        assert error_of([statistics["q_data"]], [want["q_data"]]) < 1e-3, seed
+        plain = values_in_torch(*(exact[name] for name in ("states", "actions", "weights", "biases")))
+        values = values_in_torch(*(rounded[name] for name in ("states", "actions", "weights", "biases")), bf16=True)
+        found = critic_values(*net, bf16=True)
+        assert error_of([found], [values]) < 1e-3, seed
+        if len(p["weights"]) == 2:  # one hidden layer: nothing is rounded
+            assert error_of([found], [plain]) < 1e-5, seed
+        elif seed == "large":
+            rounded_anywhere = error_of([found], [plain]) > 3 * error_of([found], [values])
+    assert rounded_anywhere
+    with pytest.raises(RuntimeError, match="states must be float32 where bf16"):
+        conservative_loss(**problem(0), bf16=True)
 
 
 def test_equal_calls_give_equal_bits(threads: int) -> None:
