@@ -62,6 +62,7 @@ class ReplayBuffer:
         self.dataset_size = len(self.dataset["rewards"])
         self.seeds, self.capacity, self.device = seeds, capacity, device
         self.added = 0  # transitions ever added, per seed
+        self._held: Tensor | None = None  # `size` as a float64 scalar on the device
         self._seed_index = torch.arange(seeds, device=device).unsqueeze(1)
 
     @property
@@ -69,12 +70,23 @@ class ReplayBuffer:
         """Online transitions held, per seed."""
         return min(self.added, self.capacity)
 
+    def count_on_device(self) -> None:
+        """Draw with the number of rows held in a device tensor, as a captured graph has to."""
+        self._held = torch.tensor(float(self.size), dtype=torch.float64, device=self.device)
+
+    @property
+    def held(self) -> int | Tensor:
+        """`size` as the draws need it."""
+        return self.size if self._held is None else self._held
+
     def add(self, **columns: Tensor) -> int:
         """Append one transition per seed, each column [S, ...]; returns the slot that it took."""
         slot = self.added % self.capacity
         for name in COLUMNS:
             self.online[name][:, slot] = columns[name]
         self.added += 1
+        if self._held is not None:
+            self._held.fill_(self.size)
         return slot
 
     def gather(self, index: Tensor) -> Batch:
@@ -100,17 +112,17 @@ class ReplayBuffer:
                 rows taken together. Where one of the two is empty, all rows come from the other.
         """
         if offline_fraction is None or self.size == 0 or self.dataset_size == 0:
-            return self.gather(streams.integers("sampling", self.dataset_size + self.size, (batch_size,)))
+            return self.gather(streams.integers("sampling", self.dataset_size + self.held, (batch_size,)))
         offline = round(offline_fraction * batch_size)
         parts = [
             streams.integers("sampling", self.dataset_size, (offline,)),
-            streams.integers("sampling", self.size, (batch_size - offline,)) + self.dataset_size,
+            streams.integers("sampling", self.held, (batch_size - offline,)) + self.dataset_size,
         ]
         return self.gather(torch.cat(parts, dim=1))
 
     def sample_online(self, streams: Streams, count: int) -> Tensor:
         """`count` global row numbers [S, count] of online transitions, uniform with replacement."""
-        return streams.integers("sampling", self.size, (count,)) + self.dataset_size
+        return streams.integers("sampling", self.held, (count,)) + self.dataset_size
 
     def all_online(self) -> Tensor:
         """Global row numbers [S, size] of every online transition."""

@@ -270,6 +270,15 @@ class TrainConfig:
     """A checkpoint is written at the latest after this many seconds; its timing never changes a result."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ... or auto: the first CUDA device if there is one."""
+    cuda_graph: Literal["auto", "off"] = "auto"
+    """auto: on a GPU an update is captured once and replayed, except where bonus.references is 'buffer', whose shapes
+    grow. off: every update is launched anew."""
+    overlap: bool = False
+    """Online, choose the next action before the update(s) that the latest step calls for, not after them, so that a
+    GPU updates while the CPU steps the environment. The policy that acts is one step's updates older."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of matrix products' factors; sums are float32. tf32: all of them on a GPU, 11 bits. bf16: those between the
+    critics' hidden layers, 8 bits; on a CPU it needs AVX512-BF16."""
     threads: int | None = None
     """torch's CPU threads. None: one per core. Results are reproducible bit for bit for an equal number only."""
 

@@ -83,10 +83,16 @@ class BatchedMLP(nn.Module):
         return run_layers(x, self.layers())
 
 
-def run_layers(x: Tensor, layers: Sequence[Layer]) -> Tensor:
-    """Affine layers with a ReLU, and where there is one a norm before it, between each two; x [M, rows, in]."""
+def run_layers(x: Tensor, layers: Sequence[Layer], bf16: bool = False) -> Tensor:
+    """Affine layers with a ReLU, and where there is one a norm before it, between each two; x [M, rows, in].
+
+    `bf16`: all but the last are computed from bfloat16 numbers with float32 sums, and rounded to bfloat16.
+    """
     for index, (weight, bias, norm) in enumerate(layers):
-        x = torch.baddbmm(bias, x, weight)
+        if bf16 and index + 1 < len(layers):
+            x = torch.baddbmm(bias.bfloat16(), x.bfloat16(), weight.bfloat16()).float()
+        else:
+            x = torch.baddbmm(bias, x, weight)
         if index + 1 < len(layers):
             x = F.relu_(normalised(x, norm))  # in place: the gradient needs the output alone
     return x
@@ -265,6 +271,7 @@ class Critics(nn.Module):
     """E Q-functions per seed, Q_e(s, a), evaluated in one batched product.
 
     The first layer is split in its state half and its action half, so that n actions of one state share the former.
+    `bf16`: products between hidden layers are taken of numbers rounded to bfloat16; float32 inputs only.
     """
 
     def __init__(
@@ -276,9 +283,10 @@ class Critics(nn.Module):
         members: int = 2,
         orthogonal: bool = False,
         layer_norm: bool = False,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
-        self.state_dim, self.members = state_dim, members
+        self.state_dim, self.members, self.bf16 = state_dim, members, bf16
         self.net = BatchedMLP([state_dim + action_dim, *hidden, 1], generators, members, orthogonal, layer_norm)
 
     def forward(self, states: Tensor, actions: Tensor, frozen: bool = False, subset: Tensor | None = None) -> Tensor:
@@ -297,7 +305,7 @@ class Critics(nn.Module):
         width = weight.shape[-1]
         hidden = (state_part.unsqueeze(2) + action_part.view(-1, batch, count, width)).view(-1, batch * count, width)
         hidden = F.relu_(normalised(hidden, norm))
-        return run_layers(hidden, rest).view(seeds, members, batch, count)
+        return run_layers(hidden, rest, self.bf16).view(seeds, members, batch, count)
 
     def is_fused(self, states: Tensor) -> bool:
         """Whether the fused operators of `qcse_ext.critic` can evaluate these critics at these states."""
@@ -309,7 +317,7 @@ class Critics(nn.Module):
             if not self.is_fused(states):
                 return self(states, actions, subset=subset)
             weights, biases, _ = zip(*self.net.layers(rows=self._rows(subset)), strict=True)
-            return critic.critic_values(states, actions, list(weights), list(biases))
+            return critic.critic_values(states, actions, list(weights), list(biases), self.bf16)
 
     def _rows(self, subset: Tensor | None) -> Tensor | None:
         """Members [S, K] of each seed's ensemble -> their numbers among all S * E networks, [S * K]."""

@@ -39,12 +39,20 @@ class IntrinsicReward:
         self.novelties = RunningMoments((len(streams),), config.statistics_horizon, streams.device)
         self.online = False
         self.updates = 0  # online updates so far; the weight decays with them
+        self._weight = torch.zeros((), device=streams.device)  # `weight` on the device, as of `_known_weight`
+        self._known_weight = 0.0
         # r' = scale * (r + b) + bias where the bonus joins before the task's transform
         self.join_factor = reward_scale if config.join == "before" else 1.0
 
     @property
     def active(self) -> bool:
         return self.bonus is not None
+
+    def prepare(self) -> None:
+        """Put the weight of the next update where a captured graph reads it."""
+        if self.weight != self._known_weight:
+            self._known_weight = self.weight
+            self._weight.fill_(self.weight)
 
     def start_online(self) -> None:
         """Called once, when pre-training ends."""
@@ -69,14 +77,14 @@ class IntrinsicReward:
             bonus, diagnostics = batch.bonus, {}
         else:
             bonus, diagnostics = self.compute(batch, eligible, self._references())
-        weight = self.weight
-        batch.rewards = batch.rewards + weight * bonus
+        self.prepare()
+        batch.rewards = batch.rewards + self._weight * bonus
         self.updates += int(self.online)
         rows = eligible.sum(1).clamp(min=1)
         mean = torch.where(eligible, bonus, 0.0).sum(1) / rows
         variance = torch.where(eligible, (bonus - mean.unsqueeze(1)).square(), 0.0).sum(1) / rows
         moments = {"bonus/mean": mean, "bonus/std": variance.sqrt()}
-        return moments | diagnostics | {"bonus/weight": torch.full_like(mean, weight)}
+        return moments | diagnostics | {"bonus/weight": torch.zeros_like(mean) + self._weight}
 
     def of_stored(self, index: Tensor, learn: bool = True) -> Tensor:
         """Unweighted bonus [S, B] of online transitions given by global row number [S, B], against the references

@@ -48,8 +48,12 @@ class Streams:
         """Uniform numbers in [low, high) of shape [S, *shape]."""
         return self._draw(name, lambda g: torch.rand(*shape, generator=g, device=g.device) * (high - low) + low)
 
-    def integers(self, name: str, high: int, shape: Sequence[int]) -> Tensor:
-        """Uniform integers in [0, high) of shape [S, *shape], int64."""
+    def integers(self, name: str, high: int | Tensor, shape: Sequence[int]) -> Tensor:
+        """Uniform integers in [0, high) of shape [S, *shape], int64; high may be a float64 scalar on the device."""
+        if isinstance(high, Tensor):  # below 2^52 a 53-bit fraction times high never rounds up to high
+            return self._draw(
+                name, lambda g: (torch.rand(*shape, generator=g, device=g.device, dtype=torch.float64) * high).long()
+            )
         return self._draw(name, lambda g: torch.randint(high, tuple(shape), generator=g, device=g.device))
 
     def _draw(self, name: str, draw) -> Tensor:

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from qcse_ext import critic
+
 from . import checkpoint
 from .agents import AGENTS
 from .agents.sac import SAC
@@ -35,6 +37,7 @@ from .envs import EpisodeRecorder, EvalResult, Evaluator, check_compatible, make
 from .errors import CheckpointError, ConfigError, NonFiniteLossError
 from .log import RunLog, machine_facts, write_json
 from .reward import IntrinsicReward
+from .step import CudaGraph, UpdateStep, capturable
 from .streams import Streams
 
 MAY_MOVE = ("dataset",)  # options that may change from one part of a run to the next: the file is known by its content
@@ -57,6 +60,15 @@ def resolve_device(name: str) -> torch.device:
             f"device: got {name!r}, which cannot be used here ({reason}); expected auto, cpu or cuda"
         ) from None
     return device
+
+
+def use_precision(precision: str, device: torch.device) -> None:
+    """Let torch's products on a GPU use TF32 or not; ConfigError where the device cannot do what is asked."""
+    if precision == "tf32" and device.type != "cuda":
+        raise ConfigError(f"precision: got 'tf32' on {device}, which has none; expected float32 or bf16")
+    if precision == "bf16" and device.type == "cpu" and not critic.has_bf16():
+        raise ConfigError("precision: got 'bf16', but this CPU has no AVX512-BF16; expected float32")
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 def keep_freed_memory() -> None:
@@ -107,6 +119,7 @@ class Trainer:
         self.config, self.out, self.quiet = config, out, quiet
         self.stop_at_return = stop_at_return
         self.device = resolve_device(config.device)
+        use_precision(config.precision, self.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.task = task_for(config.env)
@@ -145,9 +158,10 @@ class Trainer:
         self.total_steps = config.offline_steps + config.online_steps
         self.evaluated_at = -1
         self.pending = 0  # updates that the latest environment step still calls for
+        self.chosen: Tensor | None = None  # the next actions [S, A], where `overlap` has chosen them already
         self.wall_before = 0.0
-        self.metric_sums: dict[str, Tensor] = {}
-        self.metric_counts: dict[str, int] = {}  # not every update has every metric: the policy's turn may be rarer
+        make_graph = CudaGraph if capturable(config, self.device) else None
+        self.update_step = UpdateStep(config, self.agent, self.buffer, self.reward, self.streams, make_graph)
         self.logged_at = 0
         # Slots and learner's rewards of each seed's current episode, for Monte-Carlo returns.
         self.episode_slots: list[list[int]] = [[] for _ in self.seeds]
@@ -293,17 +307,22 @@ class Trainer:
             for env, generator in zip(self.envs, self.streams.generators("environment"), strict=True):
                 env.reset(int(torch.randint(2**31 - 1, (1,), generator=generator)))
         observations = np.stack([env.observation for env in self.envs])
-        if taken < config.random_steps:
-            actions = self.streams.uniform("exploration", (self.action_dim,), -1.0, 1.0)
-        else:
-            noise = self.streams.normal("exploration", (1, self.action_dim))
-            states = torch.from_numpy(self._normalized(observations)).to(self.device)
-            actions = self.agent.act(states.unsqueeze(1), noise).squeeze(1)
-        self._environment_step(observations, actions.cpu().numpy())
+        actions = self._choose(observations, taken) if self.chosen is None else self.chosen
+        self._environment_step(observations, actions.numpy())
+        if config.overlap:  # before the updates are launched: reading the action waits for those of the step before
+            self.chosen = self._choose(np.stack([env.observation for env in self.envs]), taken + 1)
         updates = config.updates_per_step
         if config.update_after == "episode":  # the first seed's episodes; there is one environment a seed
             updates *= int(self.last_length[0]) if self.envs[0].episode_length == 0 else 0
         self.pending = updates if self.buffer.added >= max(config.learning_starts, 1) else 0
+
+    def _choose(self, observations: np.ndarray, taken: int) -> Tensor:
+        """Exploring actions [S, A] on the host, for the online step that `taken` others precede."""
+        if taken < self.config.random_steps:
+            return self.streams.uniform("exploration", (self.action_dim,), -1.0, 1.0).cpu()
+        noise = self.streams.normal("exploration", (1, self.action_dim))
+        states = torch.from_numpy(self._normalized(observations)).to(self.device)
+        return self.agent.act(states.unsqueeze(1), noise).squeeze(1).cpu()
 
     def _environment_step(self, observations: np.ndarray, actions: np.ndarray) -> None:
         config = self.config
@@ -357,19 +376,7 @@ class Trainer:
         self.buffer.online["returns"][s, index] = torch.from_numpy(returns).to(self.device)
 
     def _update(self) -> None:
-        config = self.config
-        batch = self.buffer.sample(self.streams, config.batch_size, config.offline_fraction)
-        metrics: dict[str, Tensor] = {}
-        if self.reward.active and (self.reward.online or config.bonus.transitions == "all"):
-            metrics |= self.reward.add_to(batch)
-        if self.step >= config.offline_steps and config.cql.calibration_online == "off":
-            batch.returns = torch.full_like(batch.returns, NO_RETURN)  # the dataset's rows are not bounded either
-        noise = self.agent.draw_noise(self.streams, config.batch_size)
-        metrics |= self.agent.update(batch, noise)
-        for name, value in metrics.items():
-            self.metric_sums[name] = self.metric_sums[name] + value if name in self.metric_sums else value
-            self.metric_counts[name] = self.metric_counts.get(name, 0) + 1
-        self._latest = (batch, noise)
+        metrics = self.update_step(self.step >= self.config.offline_steps)
         if self.device.type == "cpu":  # on a GPU this would wait for the device: there, before each row and checkpoint
             self._check_finite(metrics)
 
@@ -377,7 +384,8 @@ class Trainer:
         losses = {name: value for name, value in metrics.items() if name.startswith("loss/")}
         if not losses or bool(torch.isfinite(torch.stack(list(losses.values()))).all()):
             return
-        batch, noise = self._latest
+        assert self.update_step.latest is not None
+        batch, noise = self.update_step.latest
         path = self.out / "nonfinite_batch.pt"
         values = {name: value.tolist() for name, value in losses.items()}
         arrays = {"batch": batch.state_dict(), "noise": {name: value.cpu() for name, value in noise.items()}}
@@ -398,14 +406,15 @@ class Trainer:
         now = time.monotonic()
         seconds, steps = now - self.speed_mark[0], self.step - self.speed_mark[1]
         self.speed_mark = (now, self.step)
-        self._check_finite(self.metric_sums)
-        means = {name: (total / self.metric_counts[name]).tolist() for name, total in self.metric_sums.items()}
-        self.metric_sums, self.metric_counts = {}, {}
+        means = self.update_step.means()
+        self._check_finite(means)
+        rows = {name: value.tolist() for name, value in means.items()}
+        self.update_step.clear()
         for s, log in enumerate(self.logs):
             row: dict[str, Any] = {"step": self.step, "phase": self.phase, "updates": self.agent.updates}
             row["steps_per_second"] = steps / seconds if seconds > 0 else float("nan")
             row["train/return"], row["train/length"] = self.last_return[s], self.last_length[s]
-            log.write("train", row | {name: values[s] for name, values in means.items()})
+            log.write("train", row | {name: values[s] for name, values in rows.items()})
 
     def _evaluate(self, bar: tqdm) -> None:
         if self.evaluated_at == self.step:
@@ -484,7 +493,7 @@ class Trainer:
     # State.
 
     def _save(self) -> None:
-        self._check_finite(self.metric_sums)
+        self._check_finite(self.update_step.means())
         self.saved_at = time.monotonic()
         # Monte-Carlo returns of the running episodes are still to be filled in.
         settled = self.buffer.added - max(len(slots) for slots in self.episode_slots)
@@ -505,10 +514,11 @@ class Trainer:
                     "last_return": self.last_return,
                     "last_length": self.last_length,
                 },
-                "metrics": {"sums": self.metric_sums, "counts": self.metric_counts},
+                "metrics": self.update_step.state_dict(),
                 "log_rows": [log.state() for log in self.logs],
                 "evaluated_at": self.evaluated_at,
                 "pending": self.pending,
+                "chosen": self.chosen,
                 "total_steps": self.total_steps,
                 "wall_seconds": self._wall(),
                 "threads": torch.get_num_threads(),
@@ -548,6 +558,7 @@ class Trainer:
                 file=sys.stderr,
             )
         self.step, self.evaluated_at, self.pending = state["step"], state["evaluated_at"], state["pending"]
+        self.chosen = state["chosen"]
         self.total_steps, self.wall_before = state["total_steps"], state["wall_seconds"]
         self.reward.load_state_dict(state["reward"])
         checkpoint.load_buffer(self.out, self.buffer, state["buffer"])
@@ -555,8 +566,7 @@ class Trainer:
         episodes = state["episodes"]
         self.episode_slots, self.episode_rewards = episodes["slots"], episodes["rewards"]
         self.last_return, self.last_length = episodes["last_return"], episodes["last_length"]
-        self.metric_sums = {name: value.to(self.device) for name, value in state["metrics"]["sums"].items()}
-        self.metric_counts = state["metrics"]["counts"]
+        self.update_step.load_state_dict(state["metrics"])
         self._resumed = {"log_rows": state["log_rows"], "buffer": {"segments": state["buffer"]["segments"]}}
         if not self.finished:
             for env, env_state in zip(self.envs, state["environments"], strict=True):

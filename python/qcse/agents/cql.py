@@ -108,7 +108,7 @@ class CQL(SAC):
             weights, biases = list(self.critics.net.weights), list(self.critics.net.biases)
             return critic.conservative_loss(
                 batch.observations, actions, weights, biases, target, offsets, bound, weight,
-                cql.temperature, cql.clip_difference, include_data,
+                cql.temperature, cql.clip_difference, include_data, self.critics.bf16,
             )  # fmt: skip
         q = self.critics(batch.observations, actions, subset=subset)
         data, uniform, policy = q.split([1, cql.actions, 2 * cql.actions], dim=-1)

@@ -59,14 +59,16 @@ class SAC:
         self.policy: Policy = self.make_policy(state_dim, generators)
         self.critics = Critics(
             state_dim, action_dim, net.critic_hidden, generators, net.critics, net.orthogonal_init,
-            net.critic_layer_norm,
+            net.critic_layer_norm, config.precision == "bf16",
         )  # fmt: skip
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.zeros(self.seeds, device=self.device))
         default = self.entropy_per_dimension * action_dim
         self.target_entropy = default if config.target_entropy is None else config.target_entropy
         self.updates = 0
-        self.optimizer = torch.optim.Adam(self.parameter_groups(), fused=True)
+        # On a GPU Adam's counters lie there, as a captured graph needs.
+        capturable = self.device.type == "cuda"
+        self.optimizer = torch.optim.Adam(self.parameter_groups(), fused=True, capturable=capturable)
 
     # What an algorithm is made of; subclasses change these.
 
@@ -132,6 +134,11 @@ class SAC:
             target = self.bellman_target(batch, next_mean, next_log_std, noise, temperature)
         error = self.bellman_error(predicted, target)
         return error, torch.zeros_like(error), self.q_metrics(predicted, target)
+
+    @property
+    def variant(self) -> tuple[bool, ...]:
+        """What the host decides about the next update: where it is equal, two updates do the same operations."""
+        return self.online, self.policy_turn, self.updates < self.config.behaviour_cloning_steps
 
     # Shared pieces.
 

@@ -34,8 +34,9 @@ class RunningMoments:
         shift = mean - self.mean
         # Mixture of two groups: within-group variances plus the spread between their means. The first batch
         # replaces the initial values entirely (rate 1).
-        self.variance = (1.0 - rate) * self.variance + rate * variance + rate * (1.0 - rate) * shift.square()
-        self.mean = self.mean + rate * shift
+        # In place, here and below: a captured graph goes on with the tensors that it knows.
+        self.variance.copy_((1.0 - rate) * self.variance + rate * variance + rate * (1.0 - rate) * shift.square())
+        self.mean.copy_(self.mean + rate * shift)
 
     def standardise(self, x: Tensor) -> Tensor:
         """(x - mean) / spread; a channel that hardly varies is only centred."""

@@ -35,7 +35,10 @@ class RandomNetworkDistillation:
         self.target = BatchedMLP(sizes, generators, orthogonal=True).requires_grad_(False)
         deeper = [state_dim, *config.hidden, config.hidden[-1], config.hidden[-1], config.embedding]
         self.predictor = BatchedMLP(deeper, generators, orthogonal=True)
-        self.optimizer = torch.optim.Adam(self.predictor.parameters(), lr=config.predictor_lr, fused=True)
+        capturable = device.type == "cuda"
+        self.optimizer = torch.optim.Adam(
+            self.predictor.parameters(), lr=config.predictor_lr, fused=True, capturable=capturable
+        )
         self.states = RunningMoments((len(streams), state_dim), config.statistics_horizon, device)
 
     def start_online(self) -> None:

@@ -1,0 +1,145 @@
+"""A replayed update is the update: every algorithm and bonus, trained by a twin of CUDA graphs, against eager."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from graph_twin import GraphTwin
+from test_train import quick
+from torch import Tensor
+
+from qcse.agents import AGENTS
+from qcse.buffer import ReplayBuffer
+from qcse.config import TrainConfig, bonus_preset
+from qcse.errors import ConfigError, QcseError
+from qcse.step import UpdateStep
+from qcse.train import Trainer
+from qcse_ext import critic
+
+
+def run(config: TrainConfig, out: Path, graphs: bool) -> Trainer:
+    trainer = Trainer(config, out, quiet=True)
+    parts = (config, trainer.agent, trainer.buffer, trainer.reward, trainer.streams)
+    trainer.buffer.count_on_device()  # both draw by the same law
+    trainer.update_step = UpdateStep(*parts, GraphTwin if graphs else None)
+    trainer.run()
+    return trainer
+
+
+def everything(trainer: Trainer) -> dict[str, Tensor]:
+    """Every tensor that training moves."""
+    found: dict[str, Tensor] = {}
+
+    def walk(name: str, value: object) -> None:
+        if isinstance(value, Tensor):
+            found[name] = value
+        elif isinstance(value, dict):
+            for key, part in value.items():
+                walk(f"{name}.{key}", part)
+        elif isinstance(value, list | tuple):
+            for index, part in enumerate(value):
+                walk(f"{name}.{index}", part)
+
+    walk("agent", trainer.agent.state_dict())
+    walk("reward", trainer.reward.state_dict())
+    walk("streams", trainer.streams.state_dict())
+    walk("buffer", {name: column[:, : trainer.buffer.size] for name, column in trainer.buffer.online.items()})
+    return found
+
+
+def equal_runs(config: TrainConfig, tmp_path: Path) -> Trainer:
+    eager, replayed = (run(config, tmp_path / str(graphs), graphs) for graphs in (False, True))
+    assert replayed.agent.updates == eager.agent.updates and replayed.reward.updates == eager.reward.updates
+    want, got = everything(eager), everything(replayed)
+    assert want.keys() == got.keys()
+    for name, value in want.items():
+        assert torch.allclose(value, got[name], rtol=0, atol=0, equal_nan=True), name
+    for name in ("train.csv", "eval.csv"):
+        skip = {"steps_per_second", "wall_seconds"}
+        rows = []
+        for trainer in (eager, replayed):
+            lines = [line.split(",") for line in (trainer.folders[0] / name).read_text().splitlines()]
+            kept = [column not in skip for column in lines[0]]
+            rows.append([[cell for cell, keep in zip(line, kept, strict=True) if keep] for line in lines])
+        assert rows[0] == rows[1]
+    kinds = replayed.update_step.graphs
+    assert kinds and any(c.graph is not None and c.graph.replays > 3 for c in kinds.values())
+    return replayed
+
+
+@pytest.mark.parametrize("algo", list(AGENTS))
+def test_replayed_updates_equal_eager_ones(algo: str, hopper_data: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(critic, "is_supported", lambda states: False)  # the path of a GPU
+    config = quick(algo, "Hopper-v5", dataset=hopper_data, offline_steps=14, online_steps=24, seeds=2)
+    config.behaviour_cloning_steps, config.learning_starts, config.log_every = 5, 2, 4
+    config.bonus.kind, config.bonus.k, config.bonus.decay = "qcse", 3, 0.05
+    if algo == "td3_bc":
+        config.policy_every = 2
+    replayed = equal_runs(config, tmp_path)
+    kinds = len(replayed.update_step.graphs)
+    assert kinds >= (3 if algo == "td3_bc" else 2)  # phases, turns and cloning have graphs of their own
+
+
+@pytest.mark.parametrize(
+    ("bonus", "references"), [("vcse", "batch"), ("se", "sample"), ("rnd", "batch"), ("qcse", "sample")]
+)
+def test_replayed_bonuses_equal_eager_ones(bonus: str, references: str, hopper_data: Path, tmp_path: Path) -> None:
+    config = quick("cql", "Hopper-v5", dataset=hopper_data, offline_steps=8, online_steps=24)
+    config.bonus = bonus_preset(bonus)
+    config.bonus.k, config.bonus.references, config.bonus.hidden = 3, references, (8,)  # type: ignore[assignment]
+    config.bonus.reference_size = 16
+    equal_runs(config, tmp_path)
+
+
+def test_what_cannot_be_captured_names_the_way_out(hopper_data: Path, tmp_path: Path, monkeypatch) -> None:
+    plain = ReplayBuffer.sample
+
+    def reading(self, *args):
+        batch = plain(self, *args)
+        batch.rewards.sum().item()
+        return batch
+
+    monkeypatch.setattr(ReplayBuffer, "sample", reading)
+    config = quick("cql", "Hopper-v5", dataset=hopper_data, offline_steps=8, online_steps=0)
+    with pytest.raises(QcseError, match=r"_local_scalar_dense reads a value.*--cuda-graph off"):
+        run(config, tmp_path, graphs=True)
+
+
+def test_overlap_acts_with_the_policy_of_the_step_before(hopper_data: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def acted(overlap: bool) -> Trainer:
+        config = quick("cql", "Hopper-v5", dataset=hopper_data, offline_steps=4, online_steps=6)
+        config.overlap = overlap
+        trainer = Trainer(config, tmp_path / str(overlap), quiet=True)
+        plain = trainer._choose
+
+        def choose(observations, taken):
+            seen.append((taken, trainer.agent.updates))
+            return plain(observations, taken)
+
+        trainer._choose = choose  # type: ignore[method-assign]
+        seen.clear()
+        trainer.run()
+        return trainer
+
+    first = acted(False)
+    assert seen == [(t, 4 + t) for t in range(6)]
+    second = acted(True)
+    assert seen == [(0, 4)] + [(t, 4 + t - 1) for t in range(1, 7)]
+    # The first action after an update differs, as it comes from the policy before it.
+    rows = [trainer.buffer.online["actions"][0, :2] for trainer in (first, second)]
+    assert torch.equal(rows[0][0], rows[1][0]) and not torch.equal(rows[0][1], rows[1][1])
+
+
+def test_precision_is_refused_where_there_is_none(hopper_data: Path, tmp_path: Path, monkeypatch) -> None:
+    config = quick("cql", "Hopper-v5", dataset=hopper_data, offline_steps=4, online_steps=0, device="cpu")
+    config.precision = "tf32"
+    with pytest.raises(ConfigError, match="precision: got 'tf32'"):
+        Trainer(config, tmp_path, quiet=True)
+    config.precision = "bf16"
+    monkeypatch.setattr(critic, "has_bf16", lambda: False)
+    with pytest.raises(ConfigError, match="AVX512-BF16"):
+        Trainer(config, tmp_path, quiet=True)
