@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -182,9 +182,17 @@ class BenchArgs:
     """cpu, cuda or auto."""
     threads: int | None = None
     """torch's CPU threads. None: one per core."""
-    rounds: int = 7
+    precisions: tuple[Literal["float32", "tf32", "bf16"], ...] = ("float32",)
+    """Our update in each of these (train's precision)."""
+    cuda_graph: Literal["auto", "off"] = "auto"
+    """As train's."""
+    env: str | None = None
+    """Also count this environment's steps per second."""
+    profile: bool = False
+    """Also print where the time of each candidate goes."""
+    rounds: int = 15
     """Interleaved rounds; medians over them are printed."""
-    updates: int = 5
+    updates: int = 2
     """Updates of each candidate in a round; rlpd's policy moves at one of 20 only, wsrl's at one of 4."""
     warm_up: int = 3
     """Updates before the first round."""

@@ -47,7 +47,9 @@ class GraphTwin:
             call()
         for func, args, kwargs, _ in self.tape:
             used = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Generator)]
-            assert all(g.initial_seed() in self.known for g in used), f"{func} draws from a generator that is not registered"
+            assert all(g.initial_seed() in self.known for g in used), (
+                f"{func} draws from a generator that is not registered"
+            )
 
     @torch.no_grad()
     def replay(self) -> None:
