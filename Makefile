@@ -57,11 +57,11 @@ kernels: install  ## compile every CUDA kernel for every architecture; a new reg
 # On a machine with an NVIDIA GPU: with the Python and torch that are there (PYTHON), no network, no virtual environment.
 # OUT: folder for what is found; WHEELS: folder of wheels to take packages from; DRY_RUN=1: print, run what needs no GPU.
 export OUT ?= build/gpu
-export WHEELS DRY_RUN
+export WHEELS DRY_RUN CORL
 gpu-check:  ## verify the CUDA operator on the GPU that is here: tests, compute-sanitizer
 	$(PYTHON) benchmarks/gpu_check.py
 
-gpu-bench:  ## measure it: graph replay, then side by side with what is installed
+gpu-bench:  ## measure it and the training step side by side with what is installed; CORL=PATH for CORL's
 	$(PYTHON) benchmarks/gpu_bench.py
 
 # The CPU code, instrumented, in a virtual environment of its own beside the other; sanitizers' libraries come first.

@@ -1,7 +1,8 @@
 """What gpu_check.py and gpu_bench.py share: stages with time limits, results on disk after each, a build for the GPU.
 
 Everything is taken from the repository, the Python that runs this and its torch; WHEELS may name a folder of wheels for
-what that Python lacks (cmake, ninja, pybind11, pytest, numpy). No network and no virtual environment is used.
+what that Python lacks (cmake, ninja, pybind11, pytest, numpy; for the training step gymnasium, tyro, h5py and tqdm,
+each with what it requires). No network and no virtual environment is used.
 """
 
 from __future__ import annotations
@@ -63,8 +64,13 @@ class Stages:
         temporary.write_text(json.dumps(self.record, indent=2) + "\n")
         temporary.replace(self._json)
 
-    def run(self, name: str, command: list[str], limit_s: float, needs_gpu: bool = True) -> bool:
-        """Runs one stage within its limit and what is left of the total; False where it failed or had no time."""
+    def run(
+        self, name: str, command: list[str], limit_s: float, needs_gpu: bool = True, result: Path | None = None
+    ) -> bool:
+        """Runs one stage within its limit and what is left of the total; False where it failed or had no time.
+
+        `result`: a JSON file that the command writes, which is moved into the stage's record.
+        """
         self.say(f"\n== {name}: {' '.join(command)}")
         stage: dict[str, object] = {"stage": name, "command": command}
         self.record["stages"].append(stage)  # type: ignore[attr-defined]
@@ -98,18 +104,24 @@ class Stages:
             self.say(output.rstrip())
             self.say(f"   {stage['status']} in {stage['seconds']} s")
             self.failed |= stage["status"] != "passed"
+            if result is not None and result.exists():
+                stage["result"] = json.loads(result.read_text())
+                result.unlink()
         self.save()
         return stage["status"] == "passed" or str(stage["status"]).startswith("left out: it needs")
 
-    def build(self, limit_s: float = 200) -> bool:
-        """Builds the extension for the GPU that is here (in a dry run for 8.0) and lays the packages out beside it."""
+    def build(self, limit_s: float = 200, training: bool = False) -> bool:
+        """Builds the extension for the GPU that is here (in a dry run for 8.0) and lays the packages out beside it.
+
+        `training`: the training layer as well, with the packages that it needs.
+        """
         tools, site = self.work / "tools", self.work / "site"
         for folder in (tools, site):
             folder.mkdir(parents=True, exist_ok=True)
         if wheels := os.environ.get("WHEELS"):
-            names = [
-                n for n in ("cmake", "ninja", "pybind11", "pytest", "numpy") if list(Path(wheels).glob(f"{n}-*.whl"))
-            ]
+            wanted = ["cmake", "ninja", "pybind11", "pytest", "numpy"]
+            wanted += ["gymnasium", "tyro", "h5py", "tqdm"] if training else []
+            names = [n for n in wanted if list(Path(wheels).glob(f"{n}-*.whl"))]
             pip = [sys.executable, "-m", "pip", "install", "--no-index", "--find-links", wheels, "--target", str(tools)]
             if names and not self.run("tools", [*pip, "--upgrade", *names], 60, needs_gpu=False):
                 return False
@@ -148,6 +160,8 @@ class Stages:
             return False
         shutil.rmtree(site)
         shutil.copytree(ROOT / "qcse_ext", site / "qcse_ext", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        if training:
+            shutil.copytree(ROOT / "python" / "qcse", site / "qcse", ignore=shutil.ignore_patterns("__pycache__"))
         for module in Path(folder).glob("_C*.so"):
             shutil.copy2(module, site / "qcse_ext")
         look = "import qcse_ext, json; print(json.dumps(qcse_ext.build_info()))"

@@ -10,6 +10,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qcse import checkpoint
@@ -232,6 +234,17 @@ class NoHostRead(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class NoHostCall(TorchFunctionMode):
+    """Fails on methods that would copy from a GPU; on a CPU some of them launch nothing that NoHostRead could see."""
+
+    FORBIDDEN = ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__", "__index__")
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        assert name not in self.FORBIDDEN, f"{name} reads a value back to the host"
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("references", ["batch", "sample", "buffer"])
 @pytest.mark.parametrize("algo", list(AGENTS))
 def test_the_update_reads_nothing_back(
@@ -243,10 +256,11 @@ def test_the_update_reads_nothing_back(
     config.bonus.squash = "standardised_tanh"
     trainer = Trainer(config, tmp_path, quiet=True)
     trainer.run()
-    with pytest.raises(AssertionError, match="reads a value back"), NoHostRead():
-        torch.ones(1).item()
+    for read in (Tensor.item, Tensor.cpu, Tensor.numpy, Tensor.tolist, bool, float, torch.nonzero):
+        with pytest.raises(AssertionError, match="reads a value back"), NoHostRead(), NoHostCall():
+            read(torch.ones(1))
     monkeypatch.setattr(Trainer, "_check_finite", lambda self, metrics: None)  # on a GPU it runs when logging
-    with NoHostRead():
+    with NoHostRead(), NoHostCall():
         for _ in range(2):  # one of them moves the policy
             trainer._update()
 
@@ -265,7 +279,7 @@ def test_no_bonus_reads_anything_back(
     trainer.run()
     monkeypatch.setattr(Trainer, "_check_finite", lambda self, metrics: None)
     monkeypatch.setattr(critic, "is_supported", lambda states: False)
-    with NoHostRead():
+    with NoHostRead(), NoHostCall():
         trainer._update()
 
 
