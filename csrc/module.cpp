@@ -44,7 +44,7 @@ PYBIND11_MODULE(_C, m) {
         "Tests and benchmarks: use this instruction set from now on (empty: the best one). ValueError if unavailable.");
   m.def("set_search_path", &qcse::cpu::set_search_path, py::arg("name"),
         "Tests and benchmarks: 'auto' (the default), 'all' (every pair), 'boxes' or 'screen'.");
-  m.def("multiply_adds", &qcse::cpu::multiply_adds, py::arg("rounds"),
+  m.def("multiply_adds", &qcse::cpu::multiply_adds, py::arg("rounds"), py::call_guard<py::gil_scoped_release>(),
         "Benchmarks: run float32 multiply-adds that are bound by nothing else; returns the floating-point operations.");
 #ifdef QCSE_WITH_CUDA
   m.def("set_cuda_path", &qcse::cuda::set_path, py::arg("name"),

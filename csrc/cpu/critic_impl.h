@@ -244,6 +244,7 @@ struct Work {
   T* bias_grad[kMaxLayers];
   T* last_grad;
   int64_t chunk_states;
+  int64_t first_row[kChunkRows + 1];  // of each of the chunk's states, once rows without a gradient are gone
 
   // Lays everything out; with a null arena this only counts.
   Work(const Critics<T>& c, bool gradient, Arena<T>& arena) {
@@ -344,10 +345,43 @@ void forward(const Critics<T>& c, int64_t seed, int64_t net, int64_t first, int6
   }
 }
 
-// Parameter gradients of sum_r q_grad[r] q[r] over the chunk that `forward` left.
+// Moves the rows whose q_grad is not zero together, in order, and returns how many there are. The others add nothing to
+// any gradient: Cal-QL's policy actions below the bound, states at the floor, weights of the log-sum-exp that vanish.
 template <typename Products, typename T = typename Products::Scalar>
-void backward(const Critics<T>& c, int64_t count, Work<Products>& work, T* output_bias_grad) {
+int64_t drop_idle_rows(const Critics<T>& c, int64_t count, Work<Products>& work) {
   const int64_t rows = count * c.actions, hidden_layers = c.layers - 1;
+  int64_t busy = 0;
+  for (int64_t r = 0; r < rows; ++r) busy += work.q_grad[r] != 0;
+  const bool pays = 16 * busy < 15 * rows;  // moving costs as much as some 2 % of the rows' products
+  auto move = [](const Panels<T>& x, int64_t from, int64_t to) {
+    for (int64_t p = 0; p < x.panels(); ++p) {
+      const T* in = x.panel(p) + from * kPanel<T>;
+      T* out = x.panel(p) + to * kPanel<T>;
+      store(out, load(in)), store(out + kLanes<T>, load(in + kLanes<T>));
+    }
+  };
+  int64_t kept = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    if (r % c.actions == 0) work.first_row[r / c.actions] = kept;
+    if (pays && work.q_grad[r] == 0) continue;
+    if (kept < r) {
+      work.q_grad[kept] = work.q_grad[r];
+      move(work.actions, r, kept);
+      for (int64_t l = 0; l < hidden_layers; ++l) move(work.hidden[l], r, kept);
+    }
+    ++kept;
+  }
+  work.first_row[count] = kept;
+  if (kept < rows) {
+    for (int64_t l = 0; l + 1 < hidden_layers; ++l) Products::convert(work.hidden[l], kept, work.hidden_factor[l]);
+  }
+  return kept;
+}
+
+// Parameter gradients of sum_r q_grad[r] q[r] over the rows that `forward` and `drop_idle_rows` left.
+template <typename Products, typename T = typename Products::Scalar>
+void backward(const Critics<T>& c, int64_t count, int64_t rows, Work<Products>& work, T* output_bias_grad) {
+  const int64_t hidden_layers = c.layers - 1;
   const Panels<T> none{nullptr, 0, 0};
   Panels<T> up = work.up, down = work.down;
   const Panels<T>& top = work.hidden[hidden_layers - 1];
@@ -381,7 +415,7 @@ void backward(const Critics<T>& c, int64_t count, Work<Products>& work, T* outpu
   const Panels<T>& base = work.base_grad;
   fill(base.data, panel_scalars<T>(base.rows, base.columns), T(0));
   for (int64_t i = 0; i < count; ++i) {
-    accumulate_columns(up, i * c.actions, (i + 1) * c.actions, base.data + i * kPanel<T>, base.rows * kPanel<T>);
+    accumulate_columns(up, work.first_row[i], work.first_row[i + 1], base.data + i * kPanel<T>, base.rows * kPanel<T>);
   }
   Plain<T>::accumulate(work.states, base, count, work.state_weight_grad);
   accumulate_columns(base, 0, count, work.bias_grad[0], kPanel<T>);
@@ -481,7 +515,7 @@ LossSums<T> conservative(const ConservativeLoss<T>& loss, const CriticRange& ran
     const int64_t count = smaller(work.chunk_states, range.end - first);
     forward(c, range.seed, net, first, count, work);
     loss_rows(loss, range.seed, first, count, work, sums);
-    backward(c, count, work, &output_bias_grad);
+    backward(c, count, drop_idle_rows(c, count, work), work, &output_bias_grad);
   }
   unpack(work.state_weight_grad, c.state_dim, weight_grads[0]);
   unpack(work.action_weight_grad, c.action_dim, weight_grads[0] + c.state_dim * c.widths[0]);
