@@ -33,7 +33,7 @@ OWN = {  # beside what the presets say, whose sizes and update ratios are for la
     "cal_ql": "--cql.actions 4",
     "rlpd": "--updates-per-step 4",
     # Its updates cost most; its preset's warm-up would take all of the online steps.
-    "wsrl": f"--cql.actions 2 --offline-steps {OFFLINE // 2} --learning-starts 1000",
+    "wsrl": f"--cql.actions 2 --offline-steps {OFFLINE // 4} --learning-starts 1000",
 }
 PHASES = ("untrained", "offline", "online")
 
