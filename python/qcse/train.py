@@ -59,6 +59,8 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(
             f"device: got {name!r}, which cannot be used here ({reason}); expected auto, cpu or cuda"
         ) from None
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # a graph captures what the current device launches, and nothing of the others
     return device
 
 

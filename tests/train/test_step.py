@@ -15,7 +15,7 @@ from qcse.buffer import ReplayBuffer
 from qcse.config import TrainConfig, bonus_preset
 from qcse.errors import ConfigError, QcseError
 from qcse.step import UpdateStep
-from qcse.train import Trainer
+from qcse.train import Trainer, resolve_device
 from qcse_ext import critic
 
 
@@ -143,3 +143,12 @@ def test_precision_is_refused_where_there_is_none(hopper_data: Path, tmp_path: P
     monkeypatch.setattr(critic, "has_bf16", lambda: False)
     with pytest.raises(ConfigError, match="AVX512-BF16"):
         Trainer(config, tmp_path, quiet=True)
+
+
+def test_a_named_gpu_becomes_the_current_one(monkeypatch) -> None:
+    """A graph captures what the current device launches."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert resolve_device("cpu:0") == torch.device("cpu:0") and not current
+    monkeypatch.setattr(torch, "empty", lambda *shape, device: None)  # as if there were two GPUs
+    assert resolve_device("cuda:1") == torch.device("cuda:1") and current == [torch.device("cuda:1")]
