@@ -181,14 +181,14 @@ def test_resume_amid_the_updates_of_an_episode(tmp_path: Path, monkeypatch: pyte
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("bonus", ["vcse", "se", "rnd"])
-def test_every_bonus_resumes(bonus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bonus", "overlap"), [("vcse", False), ("se", True), ("rnd", False)])
+def test_every_bonus_resumes(bonus: str, overlap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def trainer(out: Path) -> Trainer:
         config = preset("sac", "Hopper-v5", bonus=bonus)
         config.net.policy_hidden = config.net.critic_hidden = config.bonus.hidden = (8,)
         config.online_steps, config.random_steps, config.learning_starts, config.threads = 50, 0, 0, 1
         config.bonus.k, config.batch_size, config.eval_every, config.log_every = 3, 32, 25, 5
-        config.eval_episodes, config.checkpoint_seconds = 1, 1e-9
+        config.eval_episodes, config.checkpoint_seconds, config.overlap = 1, 1e-9, overlap
         path = out / checkpoint.NAME
         return Trainer(config, out, checkpoint.load(path) if path.exists() else None, quiet=True)
 
