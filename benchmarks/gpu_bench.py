@@ -27,7 +27,7 @@ def training(stages: Stages) -> None:
     corl = ["--corl", os.environ["CORL"]] if os.environ.get("CORL") else []
     if stages.dry:
         small = ["--device", "cpu", "--batch-size", "32", "--seeds", "1", "2", "--rounds", "2", "--updates", "1"]
-        stages.run("training step on the CPU", [*bench, *corl, *small], 60, needs_gpu=False, result=file)
+        stages.run("training step on the CPU", [*bench, *corl, *small], 120, needs_gpu=False, result=file)
     bench += ["--device", "cuda", "--rounds", "7", "--updates", "20"]
     stages.run("training step", [*bench, *corl, "--seeds", "1", "4", "8", "16"], 90, result=file)
     stages.run("training step, bf16", [*bench, "--seeds", "1", "16", "--precisions", "bf16"], 40, result=file)
