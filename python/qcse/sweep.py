@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from .envs import task_for
 from .errors import ConfigError, QcseError
 from .log import write_json
 from .report import report, run_folders
+from .tasks import find_task
 
 if TYPE_CHECKING:
     from .cli import SweepArgs
@@ -173,6 +175,14 @@ def read_file(path: Path) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
 
 
+def _place(dataset: Path) -> str:
+    """A dataset's absolute path, or its name in Minari as it is."""
+    name = str(dataset)
+    if not name.startswith("minari:") and not dataset.is_file():
+        raise ConfigError(f"datasets: no file at {dataset}; expected an HDF5 file in D4RL's layout, or minari:ID")
+    return name if name.startswith("minari:") else str(dataset.resolve())
+
+
 def _definition(args: SweepArgs, extra: Sequence[str]) -> dict[str, Any]:
     """What makes the sweep, ready for sweep.json; `tasks` holds environments with their data and named tasks alike."""
     for name in ("seeds", "batch_seeds", "workers"):
@@ -181,10 +191,11 @@ def _definition(args: SweepArgs, extra: Sequence[str]) -> dict[str, Any]:
     if len(args.datasets) not in (0, len(args.envs)):
         count = f"got {len(args.datasets)} for {len(args.envs)} environments"
         raise ConfigError(f"datasets: {count}; expected one for each, or none")
-    tasks = [{"name": task, "options": ["--task", task]} for task in args.tasks]
+    tasks = [{"name": find_task(task).name, "options": ["--task", task]} for task in args.tasks]
     for i, env in enumerate(args.envs):
-        data = ["--dataset", str(Path(args.datasets[i]).resolve())] if args.datasets else []
-        tasks.append({"name": env, "options": ["--env", env, *data]})
+        task_for(env)  # a wrong name is better told now than by the run that it is for
+        data = [] if not args.datasets else ["--dataset", _place(Path(args.datasets[i]))]
+        tasks.append({"name": env.replace("/", "-"), "options": ["--env", env, *data]})
     if not tasks:
         raise ConfigError("envs, tasks: got none; expected --envs with --datasets, or --tasks")
     options = {name: getattr(args, name) for name in OPTIONS if name not in ("envs", "datasets", "tasks")}

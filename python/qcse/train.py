@@ -116,6 +116,7 @@ class Trainer:
         quiet: bool = False,
         learns: bool = True,
     ) -> None:
+        self.task = task_for(config.env)
         validate(config)
         keep_freed_memory()
         self.config, self.out, self.quiet = config, out, quiet
@@ -124,7 +125,6 @@ class Trainer:
         use_precision(config.precision, self.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.task = task_for(config.env)
         self.seeds = list(range(config.seed, config.seed + config.seeds))
         self.envs = [EpisodeRecorder(wrap_env(make_env(config.env))) for _ in self.seeds]
         self.learns = learns

@@ -53,6 +53,9 @@ def test_a_failing_run_is_named_with_the_end_of_its_log(hopper_data: Path, tmp_p
         (["--out", "s"], "envs, tasks: got none"),
         (["--envs", "Hopper-v5", "Ant-v5", "--datasets", "a.hdf5"], "datasets: got 1 for 2"),
         (["--envs", "Hopper-v5", "--seeds", "0"], "seeds: got 0"),
+        (["--envs", "Hopper-v5", "--datasets", "none.hdf5"], "no file at none.hdf5"),
+        (["--envs", "Hoper-v5"], "near matches: Hopper-v"),
+        (["--tasks", "hoper-medium"], "near matches: hopper-medium-v2"),
         (["--file", "none.toml"], "none.toml"),
         (["--file", "odd.toml"], "sedes"),
     ],
@@ -61,3 +64,4 @@ def test_bad_sweeps_are_named(words: list[str], message: str, tmp_path: Path, qc
     (tmp_path / "odd.toml").write_text("sedes = 3")
     result = qcse("sweep", *words)
     assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.toml"]
