@@ -35,6 +35,14 @@ py::dict build_info() {
   return info;
 }
 
+py::tuple hot_loop_speed(int64_t dim, bool twofold) {
+  const py::gil_scoped_release release;
+  const qcse::cpu::HotLoopSpeed speed =
+      twofold ? qcse::cpu::hot_loop_speed<double>(dim) : qcse::cpu::hot_loop_speed<float>(dim);
+  const py::gil_scoped_acquire acquire;
+  return py::make_tuple(speed.tile, speed.peak);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -46,6 +54,8 @@ PYBIND11_MODULE(_C, m) {
         "Tests and benchmarks: 'auto' (the default), 'all' (every pair), 'boxes' or 'screen'.");
   m.def("multiply_adds", &qcse::cpu::multiply_adds, py::arg("rounds"), py::call_guard<py::gil_scoped_release>(),
         "Benchmarks: run float32 multiply-adds that are bound by nothing else; returns the floating-point operations.");
+  m.def("hot_loop_speed", &hot_loop_speed, py::arg("dim"), py::arg("float64") = false,
+        "Benchmarks: multiply-adds per second of one core in the hot loop of 'all', and in a loop of nothing else.");
 #ifdef QCSE_WITH_CUDA
   m.def("set_cuda_path", &qcse::cuda::set_path, py::arg("name"),
         "Tests and benchmarks: 'auto' (the default), 'small', 'large' or 'screened'.");

@@ -44,7 +44,8 @@ class Unavailable(Exception):
 @dataclass
 class Record:
     """One line of results. `max_rel_error` is of the radius against the exact one of the same problem (joint or states
-    alone); `exact` says that it is 0 everywhere."""
+    alone); `exact` says that it is 0 everywhere. `peak_mb` is the resident memory that the first run added at most, in
+    MB of 10^6 bytes; None where the system does not tell."""
 
     implementation: str
     device: str
@@ -61,6 +62,7 @@ class Record:
     max_rel_error: float
     metric: str
     clock: str
+    peak_mb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,26 @@ def _timed(run: Solver, device: str, clock: str) -> tuple[float, Any]:
     return 1e3 * (now() - start), result
 
 
+class _Memory:
+    """How much resident memory a piece of work adds at most, as Linux tells it: `rise()` after the work."""
+
+    def __init__(self) -> None:
+        self._before: float | None = None
+        try:
+            pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark so far
+            self._before = self._read("VmRSS")
+        except OSError:
+            return
+
+    def rise(self) -> float | None:
+        return None if self._before is None else round(self._read("VmHWM") - self._before, 1)
+
+    @staticmethod
+    def _read(name: str) -> float:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name + ":"))
+
+
 def _rel_error(got: Any, exact: Tensor) -> float:
     radius = torch.as_tensor(got).to("cpu", torch.float64)
     exact = exact.to("cpu", torch.float64)
@@ -251,6 +273,7 @@ def measure(
     n, dim = states.shape
     solvers: dict[str, Solver] = {}
     times: dict[str, list[float]] = {}
+    peaks: dict[str, float | None] = {}
     answers: dict[str, Any] = {}
     for name in names:
         implementation = IMPLEMENTATIONS[name]
@@ -265,7 +288,9 @@ def measure(
                 if foreseen > limit_s:
                     raise Unavailable(f"would take some {foreseen:.0f} s")
             solvers[name] = implementation.build(states, values, k)
+            memory = _Memory()
             warm, answers[name] = _timed(solvers[name], device, clock)
+            peaks[name] = memory.rise()
             times[name] = [] if warm < 1e3 * limit_s / 10 else [warm]
         except (Unavailable, torch.OutOfMemoryError) as reason:
             tell(f"  {name}: {reason}")
@@ -297,6 +322,7 @@ def measure(
             max_rel_error=error,
             metric=IMPLEMENTATIONS[name].metric,
             clock=clock,
+            peak_mb=peaks[name],
         )
 
 
@@ -378,6 +404,34 @@ def plot(records: list[Record], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def hot_loop_shares() -> list[dict[str, Any]]:
+    """What part of the processor's multiply-adds the hot loop of all pairs reaches, by instruction set and dtype.
+
+    The loop does one subtraction and one multiply-add for each dimension of a pair; the peak is a loop of independent
+    multiply-adds on registers, timed in turn with it. Both on one core, in processor time."""
+    shares: list[dict[str, Any]] = []
+    best = qcse_ext.build_info()["cpu_instruction_set"]
+    try:
+        for name in qcse_ext.build_info()["cpu_instruction_sets"]:
+            _C.set_instruction_set(name)
+            for twofold in (False, True):
+                for dim in (17, 105):
+                    tile, peak = _C.hot_loop_speed(dim, twofold)
+                    shares.append(
+                        {
+                            "instruction_set": name,
+                            "dtype": "float64" if twofold else "float32",
+                            "dim": dim,
+                            "tile_giga_per_s": round(tile / 1e9, 2),
+                            "peak_giga_per_s": round(peak / 1e9, 2),
+                            "share": round(tile / peak, 3),
+                        }
+                    )
+    finally:
+        _C.set_instruction_set(best)
+    return shares
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     kinds = "; ".join(f"{name}: {meaning}" for name, meaning in bench_data.KINDS.items())
@@ -400,7 +454,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--csv", type=pathlib.Path, help="write the records as CSV")
     parser.add_argument("--json", type=pathlib.Path, help="write the records and the machine's facts as JSON")
     parser.add_argument("--plot", type=pathlib.Path, help="write bar charts as PNG")
+    parser.add_argument("--peak", action="store_true", help="only the hot loop's share of the multiply-add peak")
     options = parser.parse_args(arguments)
+    if options.peak:
+        shares = hot_loop_shares()
+        print("| instruction set | dtype | D | hot loop, G multiply-adds/s | peak | share |\n|---|---|---|---|---|---|")
+        for row in shares:
+            print("| " + " | ".join(str(x) for x in row.values()) + " |")
+        if options.json:
+            content: dict[str, Any] = {"machine": machine_facts("cpu"), "hot_loop": shares}
+            options.json.write_text(json.dumps(content, indent=1) + "\n")
+        return 0
     if options.quick:
         options.n, options.runs = [1024, 4096], 3
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -422,7 +486,9 @@ def main(arguments: list[str] | None = None) -> int:
                         ):
                             records.append(record)
                             verdict = "exact" if record.exact else f"relative error {record.max_rel_error:.1e}"
-                            print(f"  {record.implementation:12} {record.median_ms:10.3f} ms  {verdict}", flush=True)
+                            memory = "" if record.peak_mb is None else f"  {record.peak_mb:8.1f} MB more"
+                            time_taken = f"{record.median_ms:10.3f} ms"
+                            print(f"  {record.implementation:12} {time_taken}{memory}  {verdict}", flush=True)
     print("\n" + table(records))
     if options.csv:
         with options.csv.open("w", newline="") as file:

@@ -104,6 +104,10 @@ struct Kernels {
   // As scan_all, with a screen in front; null where the instruction set has no fast 8-bit products.
   void (*scan_screened)(const Candidates<T>&, const ScreenTiles&, const int32_t* tiles, int64_t count,
                         const PackedQueries<T>&, const ScreenQueries&, const Nearest<T>&);
+
+  // What a core can do at most, for measurements: `rounds` times some independent multiply-adds on registers. `lanes`
+  // gives a vector and takes their sum. Returns the number of multiply-adds.
+  int64_t (*multiply_add)(int64_t rounds, T* lanes);
 };
 
 struct KernelSet {

@@ -63,6 +63,6 @@ struct Double {
 
 }  // namespace
 
-const KernelSet kAvx2Kernels = {"avx2", make_kernels<Float, 4>(), make_kernels<Double, 4>()};
+const KernelSet kAvx2Kernels = {"avx2", make_kernels<Float, 4, 2>(), make_kernels<Double, 4, 2>()};
 
 }  // namespace qcse::cpu

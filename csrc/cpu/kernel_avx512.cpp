@@ -12,6 +12,6 @@ namespace {
 
 }  // namespace
 
-const KernelSet kAvx512Kernels = {"avx512", make_kernels<Float, 6>(), make_kernels<Double, 6>()};
+const KernelSet kAvx512Kernels = {"avx512", make_kernels<Float, 8, 1>(), make_kernels<Double, 8, 1>()};
 
 }  // namespace qcse::cpu

@@ -66,15 +66,15 @@ inline void settle(const Candidates<typename V::Scalar>& candidates, const Packe
   waiting.count = 0;
 }
 
-// One vpdpbusd adds the products of four dimensions for 16 candidates: 4 vectors of candidates by kGroup queries stay
-// in registers, one comparison per vector decides.
+// One vpdpbusd adds the products of four dimensions for 16 candidates: kVectors vectors of candidates by kGroup queries
+// stay in registers, one comparison per vector decides.
 template <class V, int kGroup>
 void scan_screened(const Candidates<typename V::Scalar>& candidates, const ScreenTiles& codes, const int32_t* tiles,
                    int64_t count, const PackedQueries<typename V::Scalar>& queries, const ScreenQueries& screen,
                    const Nearest<typename V::Scalar>& nearest) {
   using T = typename V::Scalar;
-  constexpr int kVectors = 4;
-  static_assert(kVectors * 16 == kTile && kGroup <= 8);
+  constexpr int kVectors = 2, kStep = 16 * kVectors;
+  static_assert(kTile % kStep == 0 && kStep <= 32 && kGroup <= 8);
   const int64_t dim = candidates.dim, blocks = codes.blocks;
   for (int64_t query = 0; query < queries.count; ++query) {
     screen.limits[query] = nearest.bounds[query] < 0
@@ -84,59 +84,56 @@ void scan_screened(const Candidates<typename V::Scalar>& candidates, const Scree
   Waiting waiting;
   for (int64_t t = 0; t < count; ++t) {
     const int64_t tile = tiles[t];
-    const int32_t* start = codes.start + tile * kTile;
-    const uint8_t* tile_codes = codes.codes + tile * blocks * kTile * 4;
     const int32_t* query_codes = screen.codes;
     for (int64_t query = 0; query < queries.count; query += kGroup, query_codes += kGroup * blocks) {
-      __m512i sum[kGroup][kVectors];
-      for (int v = 0; v < kVectors; ++v) {
-        const __m512i first = _mm512_loadu_si512(start + 16 * v);
+      for (int64_t step = 0; step < kTile; step += kStep) {
+        const int32_t* start = codes.start + tile * kTile + step;
+        __m512i sum[kGroup][kVectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) {
+          const __m512i first = _mm512_loadu_si512(start + 16 * v);
 #pragma GCC unroll 8
-        for (int g = 0; g < kGroup; ++g) sum[g][v] = first;
-      }
-      const uint8_t* c = tile_codes;
-      const int32_t* q = query_codes;
-      for (int64_t b = 0; b < blocks; ++b, c += kTile * 4, q += kGroup) {
-        __m512i candidate[kVectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) candidate[v] = _mm512_loadu_si512(c + 64 * v);
+          for (int g = 0; g < kGroup; ++g) sum[g][v] = first;
+        }
+        const uint8_t* c = codes.codes + (tile * blocks * kTile + step) * 4;
+        const int32_t* q = query_codes;
+        for (int64_t b = 0; b < blocks; ++b, c += kTile * 4, q += kGroup) {
+          __m512i candidate[kVectors];
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) candidate[v] = _mm512_loadu_si512(c + 64 * v);
+#pragma GCC unroll 8
+          for (int g = 0; g < kGroup; ++g) {
+            const __m512i code = _mm512_set1_epi32(q[g]);
+#pragma GCC unroll 2
+            for (int v = 0; v < kVectors; ++v) add_products(sum[g][v], candidate[v], code);
+          }
+        }
+        uint32_t any = 0;
+        uint32_t masks[kGroup];
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) {
-          const __m512i code = _mm512_set1_epi32(q[g]);
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) add_products(sum[g][v], candidate[v], code);
+          const __m512i limit = _mm512_set1_epi32(screen.limits[query + g]);
+          masks[g] = 0;
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) {
+            masks[g] |= static_cast<uint32_t>(_mm512_cmpge_epi32_mask(sum[g][v], limit)) << (16 * v);
+          }
+          any |= masks[g];
         }
-      }
-      __mmask16 any = 0;
-      __mmask16 reached[kGroup][kVectors];
-#pragma GCC unroll 8
-      for (int g = 0; g < kGroup; ++g) {
-        const __m512i limit = _mm512_set1_epi32(screen.limits[query + g]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-          reached[g][v] = _mm512_cmpge_epi32_mask(sum[g][v], limit);
-          any |= reached[g][v];
+        if (__builtin_expect(any == 0, 1)) continue;
+        for (int g = 0; g < kGroup; ++g) {
+          for (uint32_t mask = masks[g]; mask != 0; mask &= mask - 1) {
+            const int64_t position = tile * kTile + step + __builtin_ctz(mask);
+            if (position >= candidates.count) break;  // the last tile's spare lanes, while a list is not full
+            waiting.query[waiting.count] = static_cast<int32_t>(query + g);
+            waiting.position[waiting.count++] = static_cast<int32_t>(position);
+            const T* row = candidates.row_states + candidates.rows[position] * dim;
+            for (int64_t d = 0; d < dim; d += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + d);
+            __builtin_prefetch(row + dim - 1);
+          }
         }
+        if (waiting.count >= Waiting::kEnough) settle<V, kGroup>(candidates, queries, screen, nearest, waiting);
       }
-      if (__builtin_expect(any == 0, 1)) continue;
-      uint64_t masks[kGroup];
-#pragma GCC unroll 8
-      for (int g = 0; g < kGroup; ++g) {
-        masks[g] = reached[g][0] | static_cast<uint64_t>(reached[g][1]) << 16 |
-                   static_cast<uint64_t>(reached[g][2]) << 32 | static_cast<uint64_t>(reached[g][3]) << 48;
-      }
-      for (int g = 0; g < kGroup; ++g) {
-        for (uint64_t mask = masks[g]; mask != 0; mask &= mask - 1) {
-          const int64_t position = tile * kTile + __builtin_ctzll(mask);
-          if (position >= candidates.count) break;  // the last tile's spare lanes, while a list is not full
-          waiting.query[waiting.count] = static_cast<int32_t>(query + g);
-          waiting.position[waiting.count++] = static_cast<int32_t>(position);
-          const T* row = candidates.row_states + candidates.rows[position] * dim;
-          for (int64_t d = 0; d < dim; d += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + d);
-          __builtin_prefetch(row + dim - 1);
-        }
-      }
-      if (waiting.count >= Waiting::kEnough) settle<V, kGroup>(candidates, queries, screen, nearest, waiting);
     }
   }
   settle<V, kGroup>(candidates, queries, screen, nearest, waiting);
@@ -144,14 +141,14 @@ void scan_screened(const Candidates<typename V::Scalar>& candidates, const Scree
 
 template <class V, int kGroup>
 constexpr Kernels<typename V::Scalar> make_screening_kernels() {
-  Kernels<typename V::Scalar> kernels = make_kernels<V, kGroup>();
+  Kernels<typename V::Scalar> kernels = make_kernels<V, kGroup, 1>();
   kernels.scan_screened = scan_screened<V, kGroup>;
   return kernels;
 }
 
 }  // namespace
 
-const KernelSet kAvx512VnniKernels = {"avx512vnni", make_screening_kernels<Float, 6>(),
-                                      make_screening_kernels<Double, 6>()};
+const KernelSet kAvx512VnniKernels = {"avx512vnni", make_screening_kernels<Float, 8>(),
+                                      make_screening_kernels<Double, 8>()};
 
 }  // namespace qcse::cpu

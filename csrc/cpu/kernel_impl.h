@@ -78,15 +78,15 @@ inline void admit(const Nearest<typename V::Scalar>& nearest, int64_t query, typ
   nearest.bounds[query] = square_bound(list[nearest.k - 1]);
 }
 
-// A register tile of kGroup queries by 2 vectors of candidates: per dimension 2 loads and kGroup broadcasts feed
-// 4 * kGroup arithmetic instructions. The state test alone stands in the loop; a survivor's value is looked at in
-// admit.
-template <class V, int kGroup>
+// A register tile of kGroup queries by kVectors vectors of candidates. With AVX-512 one vector is best: each query's
+// coordinate is then used once, and broadcast by the subtraction itself. The state test alone stands in the loop; a
+// survivor's value is looked at in admit.
+template <class V, int kGroup, int kVectors>
 void scan_all(const Candidates<typename V::Scalar>& candidates, const int32_t* tiles, int64_t count,
               const PackedQueries<typename V::Scalar>& queries, const Nearest<typename V::Scalar>& nearest) {
   using T = typename V::Scalar;
   using Reg = typename V::Reg;
-  constexpr int kStep = 2 * V::kWidth;
+  constexpr int kStep = kVectors * V::kWidth;
   static_assert(kTile % kStep == 0);
   const int64_t dim = candidates.dim;
   alignas(64) T spill[kGroup][kStep];
@@ -97,43 +97,48 @@ void scan_all(const Candidates<typename V::Scalar>& candidates, const int32_t* t
     const T* packed = queries.states;
     for (int64_t query = 0; query < queries.count; query += kGroup, packed += kGroup * dim) {
       for (int64_t step = 0; step < kTile; step += kStep) {
-        Reg low[kGroup], high[kGroup];
-        for (int g = 0; g < kGroup; ++g) low[g] = high[g] = V::set1(0);
+        Reg sum[kGroup][kVectors];
+#pragma GCC unroll 8
+        for (int g = 0; g < kGroup; ++g) {
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) sum[g][v] = V::set1(0);
+        }
         const T* c = tile_states + step;
         const T* q = packed;
         for (int64_t d = 0; d < dim; ++d, c += kTile, q += kGroup) {
-          const Reg c0 = V::load(c);
-          const Reg c1 = V::load(c + V::kWidth);
+          Reg candidate[kVectors];
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) candidate[v] = V::load(c + v * V::kWidth);
 #pragma GCC unroll 8
           for (int g = 0; g < kGroup; ++g) {
             const Reg value = V::set1(q[g]);
-            const Reg t0 = V::sub(c0, value);
-            const Reg t1 = V::sub(c1, value);
-            low[g] = V::fma(t0, t0, low[g]);
-            high[g] = V::fma(t1, t1, high[g]);
+#pragma GCC unroll 2
+            for (int v = 0; v < kVectors; ++v) {
+              const Reg difference = V::sub(candidate[v], value);
+              sum[g][v] = V::fma(difference, difference, sum[g][v]);
+            }
           }
         }
         uint32_t any = 0;
-        uint32_t below[kGroup][2];
+        uint32_t below[kGroup][kVectors];
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) {
           const Reg bound = V::set1(nearest.bounds[query + g]);
-          below[g][0] = V::less(low[g], bound);
-          below[g][1] = V::less(high[g], bound);
-          any |= below[g][0] | below[g][1];
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) any |= below[g][v] = V::less(sum[g][v], bound);
         }
         if (__builtin_expect(any == 0, 1)) continue;
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) {
-          V::store(spill[g], low[g]);
-          V::store(spill[g] + V::kWidth, high[g]);
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) V::store(spill[g] + v * V::kWidth, sum[g][v]);
         }
         for (int g = 0; g < kGroup; ++g) {
-          for (int half = 0; half < 2; ++half) {
-            if (below[g][half] == 0) continue;
-            const int64_t offset = step + half * V::kWidth;
+          for (int v = 0; v < kVectors; ++v) {
+            if (below[g][v] == 0) continue;
+            const int64_t offset = step + v * V::kWidth;
             admit<V>(nearest, query + g, queries.values[query + g], queries.self[query + g] - (tile * kTile + offset),
-                     V::load(spill[g] + half * V::kWidth), below[g][half], tile_values + offset);
+                     V::load(spill[g] + v * V::kWidth), below[g][v], tile_values + offset);
           }
         }
       }
@@ -317,7 +322,22 @@ int64_t scan_boxes(const Candidates<typename V::Scalar>& candidates, const int32
   return work;
 }
 
-template <class V, int kGroup>
+template <class V>
+int64_t multiply_add(int64_t rounds, typename V::Scalar* lanes) {
+  constexpr int kChains = 12;  // more than latency times issue width of any processor so far
+  const typename V::Reg x = V::load(lanes);
+  typename V::Reg sum[kChains];
+  for (int i = 0; i < kChains; ++i) sum[i] = x;
+  for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains; ++i) sum[i] = V::fma(x, x, sum[i]);
+  }
+  for (int i = 1; i < kChains; ++i) sum[0] = V::add(sum[0], sum[i]);
+  V::store(lanes, sum[0]);
+  return rounds * kChains * V::kWidth;
+}
+
+template <class V, int kGroup, int kVectors>
 constexpr Kernels<typename V::Scalar> make_kernels() {
-  return {kGroup, V::kWidth, scan_all<V, kGroup>, box_distances<V>, scan_boxes<V>, nullptr};
+  return {kGroup, V::kWidth, scan_all<V, kGroup, kVectors>, box_distances<V>, scan_boxes<V>, nullptr, multiply_add<V>};
 }

@@ -71,6 +71,7 @@ struct Array {
 
 }  // namespace
 
-const KernelSet kPortableKernels = {"portable", make_kernels<Array<float>, 2>(), make_kernels<Array<double>, 2>()};
+const KernelSet kPortableKernels = {"portable", make_kernels<Array<float>, 2, 2>(),
+                                    make_kernels<Array<double>, 2, 2>()};
 
 }  // namespace qcse::cpu

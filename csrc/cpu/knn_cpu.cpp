@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <limits>
 #include <memory>
 #include <new>
@@ -352,7 +353,7 @@ class Search {
   static constexpr int64_t kPreparedAlone = int64_t{1} << 17;
   // A unit of work in scan_boxes takes so many times as long as one in scan_all (fewer queries share what is loaded,
   // more branches); measured.
-  static constexpr double kCostOfBoxes = 1.6;
+  static constexpr double kCostOfBoxes = 2.4;
   struct Range {
     int64_t begin, end;
   };
@@ -360,6 +361,12 @@ class Search {
     int64_t queries, work;
     double radii;  // their sum
   };
+
+  struct Coded {
+    int32_t square, sum;  // of the codes
+    double error;         // length of the rounding, in steps
+  };
+  static constexpr uint32_t kOffset = 0x80808080;  // turns four signed codes into codes plus 128, and back
 
   int64_t queries() const { return static_cast<int64_t>(query_rows_.size()); }
   int64_t candidates() const { return static_cast<int64_t>(rows_.size()); }
@@ -571,6 +578,7 @@ class Search {
     screen_.blocks = ceil_div(p_.dim, 4);
     codes_ = Buffer<uint8_t>(packed_.tiles * kTile * screen_.blocks * 4);
     start_ = Buffer<int32_t>(packed_.tiles * kTile);
+    if (p_.self_join) coded_ = Buffer<Coded>(packed_.tiles * kTile);
     std::vector<double> worst(packed_.tiles);
     for_each(helpers_, ceil_div(packed_.tiles, kPackChunk), [&](int64_t chunk) {
       std::vector<int8_t> code(screen_.blocks * 4);
@@ -580,10 +588,12 @@ class Search {
           const int64_t c = tile * kTile + lane;
           const bool spare = c >= candidates();
           const Coded coded = encode(ref_states_ + static_cast<int64_t>(rows_[spare ? 0 : c]) * p_.dim, code.data());
+          if (p_.self_join) coded_[c] = coded;
           for (int64_t b = 0; b < screen_.blocks; ++b) {
-            for (int64_t j = 0; j < 4; ++j) {
-              codes[(b * kTile + lane) * 4 + j] = static_cast<uint8_t>(code[b * 4 + j] + 128);
-            }
+            uint32_t four;
+            std::memcpy(&four, code.data() + b * 4, 4);
+            four ^= kOffset;
+            std::memcpy(codes + (b * kTile + lane) * 4, &four, 4);
           }
           start_[c] = spare ? -(1 << 30) : -(coded.square / 2);
           worst[tile] = std::max(worst[tile], coded.error);
@@ -595,19 +605,11 @@ class Search {
     screen_.start = start_.get();
   }
 
-  struct Coded {
-    int32_t square, sum;
-    double error;  // length of the rounding, in steps
-  };
-
+  // `code` has 4 * blocks elements, those beyond dim being 0.
   Coded encode(const T* state, int8_t* code) const {
     int32_t square = 0, sum = 0;
     double error = 0;
-    for (int64_t d = 0; d < screen_.blocks * 4; ++d) {
-      if (d >= p_.dim) {
-        code[d] = 0;
-        continue;
-      }
+    for (int64_t d = 0; d < p_.dim; ++d) {
       const double exact = std::clamp((static_cast<double>(state[d]) - centre_[d]) * per_step_, -127.0, 127.0);
       const int32_t rounded = static_cast<int32_t>(exact + (exact < 0 ? -0.5 : 0.5));
       error += (exact - rounded) * (exact - rounded);
@@ -644,9 +646,22 @@ class Search {
     Buffer<double> error(coded);
     std::vector<int8_t> code(screen_.blocks * 4);
     for (int64_t q = 0; q < coded; ++q) {
-      const Coded c = encode(states_ + int64_t{query_rows_[begin + std::min(q, count - 1)]} * p_.dim, code.data());
+      const int64_t position = begin + std::min(q, count - 1);
       int32_t* out = codes.get() + (q / group) * group * screen_.blocks + q % group;
-      for (int64_t b = 0; b < screen_.blocks; ++b) std::memcpy(out + b * group, code.data() + b * 4, 4);
+      Coded c;
+      if (p_.self_join) {
+        // Queries are the candidates, in the same order.
+        c = coded_[position];
+        const uint8_t* own = screen_.codes + ((position / kTile) * screen_.blocks * kTile + position % kTile) * 4;
+        for (int64_t b = 0; b < screen_.blocks; ++b) {
+          uint32_t four;
+          std::memcpy(&four, own + b * kTile * 4, 4);
+          out[b * group] = static_cast<int32_t>(four ^ kOffset);
+        }
+      } else {
+        c = encode(states_ + int64_t{query_rows_[position]} * p_.dim, code.data());
+        for (int64_t b = 0; b < screen_.blocks; ++b) std::memcpy(out + b * group, code.data() + b * 4, 4);
+      }
       square[q] = c.square;
       shift[q] = 128 * c.sum;
       error[q] = c.error + worst_error_;
@@ -802,6 +817,7 @@ class Search {
   ScreenTiles screen_;
   Buffer<uint8_t> codes_;
   Buffer<int32_t> start_;
+  Buffer<Coded> coded_;  // of the candidates, where they are the queries
   std::vector<double> centre_;
   double step_ = 1, per_step_ = 1, worst_error_ = 0;
   bool in_order_ = false;  // tiles have been packed again in the definition's order
@@ -828,6 +844,68 @@ void knn(const KnnProblem<T>& problem, const Threads& threads) {
 
 template void knn<float>(const KnnProblem<float>&, const Threads&);
 template void knn<double>(const KnnProblem<double>&, const Threads&);
+
+template <typename T>
+HotLoopSpeed hot_loop_speed(int64_t dim) {
+  if (dim < 1 || dim > kMaxDim) {
+    throw std::invalid_argument("dim must be from 1 to " + std::to_string(kMaxDim) + ", got " + std::to_string(dim));
+  }
+  const Kernels<T>& set = kernels<T>();
+  constexpr int64_t kQueries = 192, kRuns = 51;
+  Buffer<T> states(kTile * dim), values(kTile), queries(kQueries * dim), query_values(kQueries), bounds(kQueries);
+  const int64_t stride = round_up(1, set.width);
+  Buffer<T> lists(kQueries * stride), lanes(set.width);
+  Buffer<int32_t> self(kQueries);
+  for (int64_t i = 0; i < kTile * dim; ++i) states[i] = static_cast<T>(i % 61) / 61;
+  for (int64_t i = 0; i < kQueries * dim; ++i) queries[i] = static_cast<T>(i % 53) / 53;
+  std::fill_n(values.get(), kTile, T(0));
+  std::fill_n(query_values.get(), kQueries, T(0));
+  std::fill_n(bounds.get(), kQueries, T(0));  // no square is below it
+  std::fill_n(lists.get(), kQueries * stride, T(0));
+  std::fill_n(self.get(), kQueries, -1);
+  const int32_t tile = 0;
+  const Candidates<T> candidates = {states.get(), values.get(), 1, dim, kTile, states.get(), self.get()};
+  const PackedQueries<T> packed = {queries.get(), query_values.get(), self.get(), kQueries};
+  const Nearest<T> nearest = {lists.get(), bounds.get(), stride, 1};
+  const auto now = [] {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+  };
+  const auto speed = [&](auto&& body, int64_t& repeats) {
+    const double start = now();
+    int64_t done = 0;
+    for (int64_t i = 0; i < repeats; ++i) done += body();
+    const double took = std::max(now() - start, 1e-9);
+    const double rate = static_cast<double>(done) / took;
+    repeats = std::max<int64_t>(1, static_cast<int64_t>(1e-3 * static_cast<double>(repeats) / took));
+    return rate;
+  };
+  int64_t tile_repeats = 1, peak_repeats = 1;
+  std::vector<double> tiles, peaks;
+  for (int64_t run = 0; run < kRuns; ++run) {
+    tiles.push_back(speed(
+        [&] {
+          set.scan_all(candidates, &tile, 1, packed, nearest);
+          return kQueries * kTile * dim;
+        },
+        tile_repeats));
+    peaks.push_back(speed(
+        [&] {
+          std::fill_n(lanes.get(), set.width, T(0.5));
+          return set.multiply_add(1000, lanes.get());
+        },
+        peak_repeats));
+  }
+  const auto median = [](std::vector<double>& x) {
+    std::nth_element(x.begin(), x.begin() + x.size() / 2, x.end());
+    return x[x.size() / 2];
+  };
+  return {median(tiles), median(peaks)};
+}
+
+template HotLoopSpeed hot_loop_speed<float>(int64_t);
+template HotLoopSpeed hot_loop_speed<double>(int64_t);
 
 std::vector<const char*> instruction_sets() {
   std::vector<const char*> names;
