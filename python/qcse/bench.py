@@ -263,7 +263,8 @@ def bench(args: BenchArgs) -> int:
     print(f"{columns}{'ms/update':>11}{'updates/s':>11}{'x CORL':>9}{'bonus':>16}{'of FMA peak':>13}")
     for r in records:
         labels = f"{r['implementation']:<15}{r['algo']:<8}{r['bonus']:<6}{r['precision']:<10}{r['seeds']:>5}"
-        figures = f"{r['milliseconds']:>11.2f}{r['updates_per_second']:>11.1f}{r['ratio_to_corl']:>9.2f}"
+        ratio = "-" if r["ratio_to_corl"] is None else f"{r['ratio_to_corl']:.2f}"
+        figures = f"{r['milliseconds']:>11.2f}{r['updates_per_second']:>11.1f}{ratio:>9}"
         cost, share = r["bonus_cost"], r["share_of_peak"]
         spread = f"{100 * cost[1]:+.1f} % ({100 * cost[0]:+.1f} to {100 * cost[2]:+.1f})" if cost else ""
         print(f"{labels}{figures}{spread:>26}{f'{100 * share:.0f} %' if share else '':>6}")
@@ -316,7 +317,7 @@ def record(
         "threads": torch.get_num_threads(),
         "updates_per_second": seeds / median,
         "milliseconds": 1e3 * median,
-        "ratio_to_corl": statistics.median(ratios) if ratios else float("nan"),
+        "ratio_to_corl": statistics.median(ratios) if ratios else None,
         "ratio_range": [ratios[0], ratios[-1]] if ratios else [],
         "bonus_cost": quartiles(costs) if costs else [],
         "share_of_peak": operations(args) * seeds / median / statistics.mean(peaks) if counted else None,

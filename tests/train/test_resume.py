@@ -251,8 +251,9 @@ def test_interrupt_saves_and_says_how_to_resume(hopper_data: Path, tmp_path: Pat
     out = tmp_path / "run"
     command = qcse_command(*options("cal_ql", "Hopper-v5", hopper_data, 100_000, 0, out))
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not rows(out / "train.csv") and time.monotonic() < deadline:
+    deadline = time.monotonic() + 200
+    while not rows(out / "train.csv"):
+        assert time.monotonic() < deadline, "no row of train.csv after 200 s"
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
