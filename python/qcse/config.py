@@ -362,7 +362,10 @@ def preset(algo: str, env: str, kind: str = "default", bonus: str = "none") -> T
         raise ConfigError(f"preset: got {kind!r}, expected one of {', '.join(typing.get_args(Preset))}")
     family = task_family(env)
     if not has_preset(algo, env, kind):
-        offers = "; ".join(f"{name} on {', '.join(families)}" for name, families in PUBLISHED[kind].items())
+        algos: dict[tuple[str, ...], list[str]] = {}  # those that have constants on the same families together
+        for name, families in PUBLISHED[kind].items():
+            algos.setdefault(tuple(families), []).append(name)
+        offers = "; ".join(f"{' or '.join(names)} on {', '.join(families)}" for families, names in algos.items())
         raise ConfigError(
             f"preset: {kind!r} has no constants for {algo} on {env}; expected {offers}, or --preset default"
         )
