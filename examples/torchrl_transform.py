@@ -14,16 +14,19 @@ from torchrl.objectives import SACLoss, SoftUpdate
 
 
 class QConditionedBonus(Transform):
-    """Adds weight * tanh(h(s | Q(s, a))) to the reward of a sampled batch, by the critics of the moment."""
+    """Adds weight * tanh(h(s | min Q(s, a))) to the reward of a sampled batch, by the loss's critics of the moment."""
 
-    def __init__(self, q: TensorDictModule, weight: float = 0.1, k: int = 12) -> None:
+    def __init__(self, loss: SACLoss, weight: float = 0.1, k: int = 12) -> None:
         super().__init__()
-        self.q, self.weight, self.k = [q], weight, k  # in a list: the critic is not a part of the transform
+        self.loss, self.weight, self.k = [loss], weight, k  # in a list: the loss is not a part of the transform
 
+    @torch.no_grad()
     def forward(self, batch: TensorDictBase) -> TensorDictBase:
-        with torch.no_grad():
-            q = self.q[0](batch.select("observation", "action"))["state_action_value"].squeeze(-1)
-        bonus = qcse_bonus(batch["observation"], q, self.k).unsqueeze(-1)
+        (loss,), values = self.loss, []
+        for parameters in loss.qvalue_network_params.unbind(0):  # copies of the critic given, which itself never learns
+            with parameters.to_module(loss.qvalue_network):
+                values.append(loss.qvalue_network(batch.select("observation", "action"))["state_action_value"])
+        bonus = qcse_bonus(batch["observation"], torch.cat(values, dim=-1).amin(-1), self.k).unsqueeze(-1)
         return batch.set("bonus", bonus).set(("next", "reward"), batch["next", "reward"] + self.weight * bonus)
 
 
@@ -32,19 +35,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     torch.manual_seed(0)
     env = GymEnv("Pendulum-v1")
-    size, actions = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
-    heads = MLP(in_features=size, out_features=2 * actions, num_cells=[64, 64])
-    net = torch.nn.Sequential(heads, NormalParamExtractor())
+    size, spec = env.observation_spec["observation"].shape[-1], env.action_spec
+    net = torch.nn.Sequential(MLP(size, 2 * spec.shape[-1], num_cells=[64, 64]), NormalParamExtractor())
     actor = ProbabilisticActor(
-        TensorDictModule(net, in_keys=["observation"], out_keys=["loc", "scale"]), spec=env.action_spec,
-        in_keys=["loc", "scale"], distribution_class=TanhNormal, return_log_prob=True,
-        distribution_kwargs={"low": env.action_spec.space.low, "high": env.action_spec.space.high},
+        TensorDictModule(net, ["observation"], ["loc", "scale"]), ["loc", "scale"], spec=spec, return_log_prob=True,
+        distribution_class=TanhNormal, distribution_kwargs={"low": spec.space.low, "high": spec.space.high},
     )  # fmt: skip
-    q = ValueOperator(MLP(in_features=size + actions, out_features=1, num_cells=[64, 64]), ["observation", "action"])
-    loss, chunk = SACLoss(actor, q, num_qvalue_nets=1), 100
-    loss.make_value_estimator(gamma=0.99)
+    q = ValueOperator(MLP(size + spec.shape[-1], 1, num_cells=[64, 64]), ["observation", "action"])
+    loss, chunk = SACLoss(actor, q), 100
     targets, optimizer = SoftUpdate(loss, tau=0.005), torch.optim.Adam(loss.parameters(), 3e-4)
-    buffer = ReplayBuffer(storage=LazyTensorStorage(100_000), transform=QConditionedBonus(q), batch_size=128)
+    buffer = ReplayBuffer(storage=LazyTensorStorage(100_000), transform=QConditionedBonus(loss), batch_size=128)
     for _ in range(0, parser.parse_args().steps, chunk):
         buffer.extend(env.rollout(chunk, actor, break_when_any_done=False).detach())
         for _ in range(chunk):

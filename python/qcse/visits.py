@@ -32,8 +32,10 @@ NOTE = """Above: a cell's colour is the share of the panel's
 states in it, on a logarithmic scale; what lies
 outside is drawn at the border.
 
-Right: transitions that the run collected, their
-bonus and their Q by the learner at its end."""
+Right: transitions that the run collected, their Q
+and their bonus among all of the run's own, by the
+learner at its end. Training may compare with no
+more than a batch, whose bonus is then higher."""
 
 States = NDArray[np.float32]
 

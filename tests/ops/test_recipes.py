@@ -23,7 +23,7 @@ def run(title: str) -> dict[str, Any]:
 
 
 def test_every_section_has_a_block_and_every_block_a_test() -> None:
-    assert len(re.findall(r"^## ", PAGE.read_text(), re.MULTILINE)) == len(TITLES_AND_BLOCKS) == 5
+    assert len(re.findall(r"^## ", PAGE.read_text(), re.MULTILINE)) == len(TITLES_AND_BLOCKS) == 6
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,8 @@ def test_every_section_has_a_block_and_every_block_a_test() -> None:
     [
         ("Conditional entropy of any variable given another", "h", 2 * UNIT + math.log(0.6)),
         ("Entropy of X alone", "h", 3 * UNIT),
-        ("Mutual information", "information", -math.log(0.6)),
+        ("Mutual information of two scalars", "information", -math.log(0.6)),
+        ("Mutual information of a vector and a scalar", "information", -math.log(0.6)),
     ],
 )
 def test_estimate_equals_the_closed_form(title: str, name: str, expected: float) -> None:

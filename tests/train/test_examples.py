@@ -41,6 +41,46 @@ def test_example_runs_and_its_bonus_tells_states_apart(name: str, needs: str, op
     assert found is not None and -1 < float(found[1]) < 0.99
 
 
+def test_torchrl_bonus_is_by_the_critics_that_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of the loss's critics, each of which is asked and the smaller value taken, after a change to them."""
+    pytest.importorskip("torchrl")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import torchrl_transform as example
+    from bonus import qcse_bonus
+    from tensordict import TensorDict
+
+    made: dict[str, Any] = {}
+
+    def keep(*arguments: Any, **options: Any) -> Any:
+        made["loss"] = loss = example_loss(*arguments, **options)
+        made["before"] = [p.detach().clone() for p in loss.qvalue_network_params.values(True, True)]
+        return loss
+
+    example_loss = example.SACLoss
+    monkeypatch.setattr(example, "SACLoss", keep)
+    monkeypatch.setattr(sys, "argv", ["torchrl_transform.py", "--steps", "100"])
+    example.main()
+    loss = made["loss"]
+    learnt = list(loss.qvalue_network_params.values(True, True))
+    assert all(not torch.equal(a, b) for a, b in zip(made["before"], learnt, strict=True))
+
+    generator = torch.Generator().manual_seed(0)
+    states, actions = torch.randn(64, 3, generator=generator), torch.rand(64, 1, generator=generator)
+    batch = TensorDict({"observation": states, "action": actions, "next": {"reward": torch.ones(64, 1)}}, [64])
+    nets = loss.qvalue_network_params["module"]
+    values = []
+    for net in range(2):
+        h = torch.cat([states, actions], dim=1)
+        for layer in ("0", "2", "4"):
+            h = h @ nets[layer, "weight"][net].T + nets[layer, "bias"][net]
+            h = h.tanh() if layer != "4" else h
+        values.append(h.detach().squeeze(1))
+    q = torch.minimum(*values)
+    assert (q == values[0]).any() and (q == values[1]).any()
+    got = example.QConditionedBonus(loss, weight=0.5, k=5)(batch)["next", "reward"]
+    torch.testing.assert_close(got, 1 + 0.5 * qcse_bonus(states, q, 5).unsqueeze(1))
+
+
 def test_examples_are_short() -> None:
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) <= 60, path.name
