@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from ..buffer import Batch
 from ..nets import GaussianPolicy, gaussian_log_prob
@@ -22,19 +21,12 @@ class AWAC(SAC):
     The policy is a Gaussian whose mean is unbounded and whose standard deviation does not depend on the state.
     """
 
+    has_temperature = False
+
     def make_policy(self, state_dim: int, generators: list[torch.Generator]) -> GaussianPolicy:
         net, bounded = self.config.net, False
         layers = (net.policy_hidden, generators, net.orthogonal_init, net.policy_layer_norm)
         return GaussianPolicy(state_dim, self.action_dim, *layers, bounded)
-
-    def parameter_groups(self) -> list[dict]:
-        return [
-            {"params": list(self.policy.parameters()), "lr": self.config.policy_lr},
-            {"params": list(self.critics.parameters()), "lr": self.config.critic_lr},
-        ]
-
-    def multipliers(self) -> dict[str, nn.Parameter]:
-        return {}
 
     def noise_shapes(self, batch_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         one = (batch_size, self.action_dim)

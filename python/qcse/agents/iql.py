@@ -27,6 +27,8 @@ class IQL(SAC):
     does not depend on the state. Neither temperature nor random numbers take part in an update.
     """
 
+    has_temperature = False
+
     def __init__(self, state_dim: int, action_dim: int, config: TrainConfig, streams: Streams) -> None:
         net, generators = config.net, streams.generators("initialisation")
         sizes = [state_dim, *net.critic_hidden, 1]
@@ -40,16 +42,12 @@ class IQL(SAC):
         )
 
     def parameter_groups(self) -> list[dict]:
-        return [
-            {"params": list(self.policy.parameters()), "lr": self.config.policy_lr},
-            {"params": [*self.critics.parameters(), *self.value.parameters()], "lr": self.config.critic_lr},
-        ]
+        groups = super().parameter_groups()
+        groups[1]["params"] += self.value.parameters()
+        return groups
 
     def modules(self) -> dict[str, nn.Module]:
         return super().modules() | {"value": self.value}
-
-    def multipliers(self) -> dict[str, nn.Parameter]:
-        return {}
 
     def noise_shapes(self, batch_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {}

@@ -49,6 +49,7 @@ class SAC:
         streams: random streams of the S seeds; 'initialisation' is used here.
     """
 
+    has_temperature = True  # an algorithm whose policy is not rewarded for its entropy has none to learn
     entropy_per_dimension = -1.0  # what the temperature aims at, unless `target_entropy` says otherwise
 
     def __init__(self, state_dim: int, action_dim: int, config: TrainConfig, streams: Streams) -> None:
@@ -79,9 +80,9 @@ class SAC:
         )
 
     def parameter_groups(self) -> list[dict]:
-        config = self.config
+        config, temperature = self.config, [self.log_temperature] if self.has_temperature else []
         return [
-            {"params": [*self.policy.parameters(), self.log_temperature], "lr": config.policy_lr},
+            {"params": [*self.policy.parameters(), *temperature], "lr": config.policy_lr},
             {"params": list(self.critics.parameters()), "lr": config.critic_lr},
         ]
 
@@ -219,7 +220,7 @@ class SAC:
 
     def multipliers(self) -> dict[str, nn.Parameter]:
         """Learnt scalars [S] beside the networks."""
-        return {"log_temperature": self.log_temperature}
+        return {"log_temperature": self.log_temperature} if self.has_temperature else {}
 
     def state_dict(self) -> dict:
         return {

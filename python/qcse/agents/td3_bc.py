@@ -26,6 +26,8 @@ class TD3BC(SAC):
     Online the same losses go on; exploration adds Gaussian noise to the action (`td3_bc.exploration_noise`).
     """
 
+    has_temperature = False
+
     def __init__(self, state_dim: int, action_dim: int, config: TrainConfig, streams: Streams) -> None:
         super().__init__(state_dim, action_dim, config, streams)
         self.policy_target = copy.deepcopy(self.policy).requires_grad_(False)
@@ -36,17 +38,8 @@ class TD3BC(SAC):
         layers = (net.policy_hidden, generators, net.orthogonal_init, net.policy_layer_norm)
         return DeterministicPolicy(state_dim, self.action_dim, *layers, noise)
 
-    def parameter_groups(self) -> list[dict]:
-        return [
-            {"params": list(self.policy.parameters()), "lr": self.config.policy_lr},
-            {"params": list(self.critics.parameters()), "lr": self.config.critic_lr},
-        ]
-
     def modules(self) -> dict[str, nn.Module]:
         return super().modules() | {"policy_target": self.policy_target}
-
-    def multipliers(self) -> dict[str, nn.Parameter]:
-        return {}
 
     def noise_shapes(self, batch_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {"backup": ("normal", (batch_size, self.action_dim))}
