@@ -194,7 +194,10 @@ def draw(data: Transitions, facts: DatasetFacts, path: Path) -> Path:
     rows = rows[np.isfinite(data.observations[rows]).all(1)]
     episode = np.searchsorted(np.flatnonzero(data.episode_end), rows)
     maze = facts.family.startswith(("antmaze", "maze2d", "pointmaze")) or data.observation_dim == 4
-    points = data.observations[rows, :2] if maze else _principal(data.observations[rows])
+    points = data.observations[rows]
+    if not maze:
+        mean, components = principal_components(points)
+        points = (points - mean) @ components
     dots = plane.scatter(points[:, 0], points[:, 1], c=shown[episode], s=4, cmap="viridis", linewidths=0)
     if maze:
         plane.set_aspect("equal")
@@ -208,13 +211,14 @@ def draw(data: Transitions, facts: DatasetFacts, path: Path) -> Path:
     return path
 
 
-def _principal(states: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[N, 2] first two principal components of standardised states."""
+def principal_components(states: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean [D] and axes [D, 2] for which (states - mean) @ axes are the first two components of standardised states."""
     x = states.astype(np.float64)
-    x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-6)
-    _, _, axes = np.linalg.svd(x, full_matrices=False)
-    out = x @ axes[:2].T
-    return out if out.shape[1] == 2 else np.column_stack([out, np.zeros(len(out))])
+    mean, scale = x.mean(0), np.maximum(x.std(0), 1e-6)
+    _, _, rows = np.linalg.svd((x - mean) / scale, full_matrices=False)
+    axes = np.zeros((x.shape[1], 2))
+    axes[:, : len(rows[:2])] = rows[:2].T
+    return mean, axes / scale[:, None]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from .agents import AGENTS
 from .buffer import ReplayBuffer
 from .config import TrainConfig, from_dict
 from .datasets import DatasetError, load_dataset, task_family
+from .inspection import principal_components
 from .reward import IntrinsicReward
 from .streams import Streams
 from .train import group_of, stored_config
@@ -132,12 +133,8 @@ class Plane:
         dim = states.shape[1]
         if task_family(env).startswith(("antmaze", "maze2d", "pointmaze")):
             return Plane(np.zeros(dim), np.eye(dim, 2), ("x", "y"))
-        x = states.astype(np.float64)
-        scale = np.maximum(x.std(0), 1e-6)
-        _, _, rows = np.linalg.svd((x - x.mean(0)) / scale, full_matrices=False)
-        axes = np.zeros((dim, 2))
-        axes[:, : len(rows[:2])] = rows[:2].T
-        return Plane(x.mean(0), axes / scale[:, None], ("first principal component", "second principal component"))
+        mean, axes = principal_components(states)
+        return Plane(mean, axes, ("first principal component", "second principal component"))
 
     def project(self, states: States) -> NDArray[np.float64]:
         """[N, D] -> [N, 2]"""
