@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,20 @@ class Stop(Exception):
     pass
 
 
+def run_until(trainer: Trainer, where: str, when: Callable[[Trainer], bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until the method `where` is called while `when` holds, and break off there."""
+    original = getattr(Trainer, where)
+
+    def stops(self: Trainer, *args: object) -> None:
+        if when(self):
+            raise Stop
+        original(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Trainer, where, stops)
+        trainer.run()
+
+
 @pytest.mark.parametrize("where", ["_save", "_evaluate"])
 @pytest.mark.parametrize("nth", [1, 2])
 def test_a_run_that_stops_around_its_first_evaluation_loses_nothing(
@@ -133,20 +149,8 @@ def test_a_run_that_stops_around_its_first_evaluation_loses_nothing(
         return Trainer(config, out, checkpoint.load(path) if path.exists() else None, quiet=True)
 
     trainer(tmp_path / "whole").run()
-    calls = 0
-    original = getattr(Trainer, where)
-
-    def stops(self: Trainer, *args: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == nth:
-            raise Stop
-        original(self, *args)
-
-    monkeypatch.setattr(Trainer, where, stops)
-    with pytest.raises(Stop):
-        trainer(tmp_path / "broken").run()
-    monkeypatch.undo()
+    calls = itertools.count(1)
+    run_until(trainer(tmp_path / "broken"), where, lambda _: next(calls) == nth, monkeypatch)
     trainer(tmp_path / "broken").run()
     assert results(tmp_path / "broken") == results(tmp_path / "whole") and len(results(tmp_path / "whole")) == 3
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
@@ -163,17 +167,7 @@ def test_resume_amid_the_updates_of_an_episode(tmp_path: Path, monkeypatch: pyte
         return Trainer(config, out, checkpoint.load(path) if path.exists() else None, quiet=True)
 
     trainer(tmp_path / "whole").run()
-    original = Trainer._update
-
-    def stops(self: Trainer) -> None:
-        if self.agent.updates == 25:
-            raise Stop
-        original(self)
-
-    monkeypatch.setattr(Trainer, "_update", stops)
-    with pytest.raises(Stop):
-        trainer(tmp_path / "broken").run()
-    monkeypatch.undo()
+    run_until(trainer(tmp_path / "broken"), "_update", lambda self: self.agent.updates == 25, monkeypatch)
     resumed = trainer(tmp_path / "broken")
     assert resumed.agent.updates == 25 and resumed.pending > 0
     resumed.run()
@@ -193,17 +187,7 @@ def test_every_bonus_resumes(bonus: str, overlap: bool, tmp_path: Path, monkeypa
         return Trainer(config, out, checkpoint.load(path) if path.exists() else None, quiet=True)
 
     trainer(tmp_path / "whole").run()
-    original = Trainer._update
-
-    def stops(self: Trainer) -> None:
-        if self.agent.updates == 33:
-            raise Stop
-        original(self)
-
-    monkeypatch.setattr(Trainer, "_update", stops)
-    with pytest.raises(Stop):
-        trainer(tmp_path / "broken").run()
-    monkeypatch.undo()
+    run_until(trainer(tmp_path / "broken"), "_update", lambda self: self.agent.updates == 33, monkeypatch)
     resumed = trainer(tmp_path / "broken")
     assert 0 < resumed.agent.updates <= 33
     resumed.run()
