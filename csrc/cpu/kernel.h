@@ -12,6 +12,8 @@ namespace qcse::cpu {
 // infinite states, whose distance is never below a bound.
 inline constexpr int64_t kTile = 64;
 
+inline constexpr int64_t kFirstTiles = 64;  // that scan_first takes at most
+
 template <typename T>
 struct Candidates {
   const T* states = nullptr;  // [tiles, dim, kTile]
@@ -77,7 +79,7 @@ struct ScreenQueries {
   const int32_t* square = nullptr;  // [queries]: |X|^2
   const int32_t* shift = nullptr;   // [queries]: 128 sum X
   const double* error = nullptr;    // [queries]: rounding of the query and of the worst candidate, in steps
-  int32_t* limits = nullptr;        // [queries]
+  int32_t* scores = nullptr;        // scratch of scan_first: [group width, kFirstTiles, kTile]
   double steps = 0;                 // (1 + margin) / step
 };
 
@@ -104,6 +106,10 @@ struct Kernels {
   // As scan_all, with a screen in front; null where the instruction set has no fast 8-bit products.
   void (*scan_screened)(const Candidates<T>&, const ScreenTiles&, const int32_t* tiles, int64_t count,
                         const PackedQueries<T>&, const ScreenQueries&, const Nearest<T>&);
+
+  // As scan_screened, on at most kFirstTiles tiles, for queries that know no or a poor bound so far.
+  void (*scan_first)(const Candidates<T>&, const ScreenTiles&, const int32_t* tiles, int64_t count,
+                     const PackedQueries<T>&, const ScreenQueries&, const Nearest<T>&);
 
   // What a core can do at most, for measurements: `rounds` times some independent multiply-adds on registers. `lanes`
   // gives a vector and takes their sum. Returns the number of multiply-adds.

@@ -43,17 +43,12 @@ inline void insert(typename V::Scalar* list, int64_t vectors, typename V::Reg x)
   V::store(list, V::min(first, V::max(V::shift_in(V::set1(-Limits<T>::kInfinity), first), x)));
 }
 
-// Offers the candidates of one vector, whose squared distances are known, to one query's list. `mask` has the lanes
-// that are below the bound, `self_lane` is the lane of the query itself, if it is one; the exact comparison of keys
-// follows here.
+// Offers one vector's keys to one query's list; `mask` has the lanes that count.
 template <class V>
-inline void admit(const Nearest<typename V::Scalar>& nearest, int64_t query, typename V::Scalar value,
-                  int64_t self_lane, typename V::Reg d2, uint32_t mask, const typename V::Scalar* values) {
+inline __attribute__((always_inline)) void offer(const Nearest<typename V::Scalar>& nearest, int64_t query,
+                                                 typename V::Reg key, uint32_t mask) {
   using T = typename V::Scalar;
   T* list = nearest.lists + query * nearest.stride;
-  if (self_lane >= 0 && self_lane < V::kWidth) mask &= ~(uint32_t{1} << self_lane);
-  const typename V::Reg gap = V::abs(V::sub(V::load(values), V::set1(value)));
-  const typename V::Reg key = V::max(V::sqrt(d2), gap);
   mask &= V::less(key, V::set1(list[nearest.k - 1]));
   if (mask == 0) return;
   const int64_t vectors = nearest.stride / V::kWidth;
@@ -76,6 +71,18 @@ inline void admit(const Nearest<typename V::Scalar>& nearest, int64_t query, typ
     } while (mask != 0);
   }
   nearest.bounds[query] = square_bound(list[nearest.k - 1]);
+}
+
+// Offers the candidates of one vector, whose squared distances are known, to one query's list. `mask` has the lanes
+// that are below the bound, `self_lane` is the lane of the query itself, if it is one; the exact comparison of keys
+// follows here.
+template <class V>
+inline __attribute__((always_inline)) void admit(const Nearest<typename V::Scalar>& nearest, int64_t query,
+                                                 typename V::Scalar value, int64_t self_lane, typename V::Reg d2,
+                                                 uint32_t mask, const typename V::Scalar* values) {
+  if (self_lane >= 0 && self_lane < V::kWidth) mask &= ~(uint32_t{1} << self_lane);
+  const typename V::Reg gap = V::abs(V::sub(V::load(values), V::set1(value)));
+  offer<V>(nearest, query, V::max(V::sqrt(d2), gap), mask);
 }
 
 // A register tile of kGroup queries by kVectors vectors of candidates. With AVX-512 one vector is best: each query's
@@ -119,27 +126,29 @@ void scan_all(const Candidates<typename V::Scalar>& candidates, const int32_t* t
             }
           }
         }
-        uint32_t any = 0;
+        // Bit g * kVectors + v: that vector has a survivor.
+        uint32_t hit = 0;
         uint32_t below[kGroup][kVectors];
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) {
           const Reg bound = V::set1(nearest.bounds[query + g]);
 #pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) any |= below[g][v] = V::less(sum[g][v], bound);
+          for (int v = 0; v < kVectors; ++v) {
+            below[g][v] = V::less(sum[g][v], bound);
+            hit |= (below[g][v] != 0 ? 1u : 0u) << (g * kVectors + v);
+          }
         }
-        if (__builtin_expect(any == 0, 1)) continue;
+        if (hit == 0) continue;
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) {
 #pragma GCC unroll 2
           for (int v = 0; v < kVectors; ++v) V::store(spill[g] + v * V::kWidth, sum[g][v]);
         }
-        for (int g = 0; g < kGroup; ++g) {
-          for (int v = 0; v < kVectors; ++v) {
-            if (below[g][v] == 0) continue;
-            const int64_t offset = step + v * V::kWidth;
-            admit<V>(nearest, query + g, queries.values[query + g], queries.self[query + g] - (tile * kTile + offset),
-                     V::load(spill[g] + v * V::kWidth), below[g][v], tile_values + offset);
-          }
+        for (; hit != 0; hit &= hit - 1) {
+          const int g = __builtin_ctz(hit) / kVectors, v = __builtin_ctz(hit) % kVectors;
+          const int64_t offset = step + v * V::kWidth;
+          admit<V>(nearest, query + g, queries.values[query + g], queries.self[query + g] - (tile * kTile + offset),
+                   V::load(spill[g] + v * V::kWidth), below[g][v], tile_values + offset);
         }
       }
     }
@@ -339,5 +348,6 @@ int64_t multiply_add(int64_t rounds, typename V::Scalar* lanes) {
 
 template <class V, int kGroup, int kVectors>
 constexpr Kernels<typename V::Scalar> make_kernels() {
-  return {kGroup, V::kWidth, scan_all<V, kGroup, kVectors>, box_distances<V>, scan_boxes<V>, nullptr, multiply_add<V>};
+  return {kGroup,  V::kWidth,      scan_all<V, kGroup, kVectors>, box_distances<V>, scan_boxes<V>, nullptr,
+          nullptr, multiply_add<V>};
 }

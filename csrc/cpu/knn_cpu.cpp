@@ -338,8 +338,8 @@ class Search {
       }
       // Every pair is looked at after all: in the definition's order of dimensions, which needs no second sum.
       in_order_ = true;
-      pack_candidates();
       make_screen();
+      if (screen_.codes == nullptr) pack_candidates();
     }
     scan_everything(rest);
   }
@@ -642,7 +642,8 @@ class Search {
     const PackedQueries<T> block = {packed.get(), values.get(), self.get(), padded};
     const Nearest<T> nearest = {lists.get(), bounds.get(), stride, p_.k};
     const int64_t coded = screen_.codes == nullptr ? 0 : padded;
-    Buffer<int32_t> codes(coded * screen_.blocks), square(coded), shift(coded), limits(coded);
+    Buffer<int32_t> codes(coded * screen_.blocks), square(coded), shift(coded);
+    Buffer<int32_t> scores(coded > 0 ? group * kFirstTiles * kTile : 0);
     Buffer<double> error(coded);
     std::vector<int8_t> code(screen_.blocks * 4);
     for (int64_t q = 0; q < coded; ++q) {
@@ -668,15 +669,19 @@ class Search {
     }
     const double margin = static_cast<double>(p_.dim + 8) * static_cast<double>(std::numeric_limits<T>::epsilon());
     const ScreenQueries screened = {codes.get(), square.get(), shift.get(),
-                                    error.get(), limits.get(), (1 + margin) / step_};
-    const auto scan = [&](int64_t number, bool screened_too = true) {
-      if (coded > 0 && screened_too) {
-        kernels_.scan_screened(packed_, screen_, tiles.get(), number, block, screened, nearest);
-      } else {
+                                    error.get(), scores.get(), (1 + margin) / step_};
+    const auto scan = [&](int64_t number, bool first) {
+      if (coded == 0) {
         kernels_.scan_all(packed_, tiles.get(), number, block, nearest);
+      } else {
+        const auto kernel = first ? kernels_.scan_first : kernels_.scan_screened;
+        kernel(packed_, screen_, tiles.get(), number, block, screened, nearest);
       }
     };
-    if (in_order_) {
+    if (!in_order_ || (coded > 0 && packed_.tiles <= kFirstTiles)) {
+      std::iota(tiles.get(), tiles.get() + packed_.tiles, 0);
+      scan(packed_.tiles, true);
+    } else {
       // Candidates are in spatial order: with the nearest tiles first, few later pairs pass a bound.
       Buffer<T> lower(p_.dim + 1), upper(p_.dim + 1), distance(round_up(packed_.tiles, kernels_.width));
       for (int64_t q = 0; q < count; ++q) {
@@ -698,18 +703,17 @@ class Search {
       }
       last = std::min(last, packed_.tiles);
       std::iota(tiles.get(), tiles.get() + (last - first), static_cast<int32_t>(first));
-      scan(last - first, false);
+      scan(last - first, true);
       T limit = *std::max_element(bounds.get(), bounds.get() + count) * slack_;
       if (p_.self_join) kernels_.box_distances(boxes, p_.dim, lower.get(), upper.get(), limit, distance.get());
       NearTiles<T> near(distance.get(), packed_.tiles, limit, first, last);
       constexpr int64_t kBetweenLooks = 32;
-      while (const int64_t taken = near.take(kBetweenLooks, limit, tiles.get())) {
-        scan(taken);
+      bool nearest_ones = true;
+      while (const int64_t taken = near.take(nearest_ones ? kFirstTiles : kBetweenLooks, limit, tiles.get())) {
+        scan(taken, nearest_ones);
+        nearest_ones = false;
         limit = *std::max_element(bounds.get(), bounds.get() + count) * slack_;
       }
-    } else {
-      std::iota(tiles.get(), tiles.get() + packed_.tiles, 0);
-      scan(packed_.tiles);
     }
     for (int64_t q = 0; q < count; ++q) finish(query_rows_[begin + q], lists[q * stride + p_.k - 1]);
   }
