@@ -350,7 +350,7 @@ class Search {
   static constexpr int64_t kPackChunk = 64;  // tiles
   // Below so many numbers the preparation is left to one thread: each parallel section is a risk of waiting for a core
   // on a busy machine, and there it saves some hundred microseconds at best.
-  static constexpr int64_t kPreparedAlone = int64_t{1} << 17;
+  static constexpr int64_t kPreparedAlone = int64_t{1} << 15;
   // A unit of work in scan_boxes takes so many times as long as one in scan_all (fewer queries share what is loaded,
   // more branches); measured.
   static constexpr double kCostOfBoxes = 2.4;
