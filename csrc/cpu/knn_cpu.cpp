@@ -332,14 +332,18 @@ class Search {
     std::vector<Range> rest = {{0, queries()}};
     if (arranged) {
       make_boxes();
-      if (chosen_path == Path::kBoxes || (chosen_path == Path::kAuto && try_boxes(rest))) {
+      const Path best = chosen_path == Path::kAuto ? choose(try_boxes(rest)) : chosen_path.load();
+      if (best == Path::kBoxes) {
         scan_near(rest);
         return;
       }
       // Every pair is looked at after all: in the definition's order of dimensions, which needs no second sum.
       in_order_ = true;
-      make_screen();
-      if (screen_.codes == nullptr) pack_candidates();
+      if (best == Path::kScreen && choose_steps()) {
+        make_codes();
+      } else {
+        pack_candidates();
+      }
     }
     scan_everything(rest);
   }
@@ -351,15 +355,14 @@ class Search {
   // Below so many numbers the preparation is left to one thread: each parallel section is a risk of waiting for a core
   // on a busy machine, and there it saves some hundred microseconds at best.
   static constexpr int64_t kPreparedAlone = int64_t{1} << 15;
-  // A unit of work in scan_boxes takes so many times as long as one in scan_all (fewer queries share what is loaded,
-  // more branches); measured.
-  static constexpr double kCostOfBoxes = 2.4;
   struct Range {
     int64_t begin, end;
   };
+  // Of some queries that were searched through boxes.
   struct Sampled {
-    int64_t queries, work;
-    double radii;  // their sum
+    int64_t queries = 0, work = 0;
+    double radii = 0, halves = 0;  // sums of the distances to the k-th neighbour and to the one halfway there
+    int64_t count = 0;             // sum of the counts
   };
 
   struct Coded {
@@ -388,11 +391,13 @@ class Search {
     for (int64_t c = 0; c < candidates(); ++c) position_[rows_[c]] = static_cast<int32_t>(c);
   }
 
-  // Is the arithmetic of all pairs so much more than that of the tree that a look at the data is worth it? Per
-  // candidate: the tree takes some nanoseconds a level, a pair (dim + 8) / 40; at 12000 the tree is a twentieth.
+  // Is the arithmetic of all pairs so much more than that of the tree and of a sampled cell that a look at the data is
+  // worth it? Per candidate, the tree takes some nanoseconds a level, and a pair (dim + 8) / 40. Where there is a
+  // screen the look pays earlier, because even data that boxes can't prune gain from the order.
   bool worth_arranging() const {
     const double levels = std::log2(static_cast<double>(candidates()) / kTile);
-    return candidates() >= 8 * kTile && static_cast<double>(queries() * (p_.dim + 8)) > 12000 * levels;
+    const double enough = kernels_.scan_screened != nullptr ? 7000 : 12000;
+    return candidates() >= 32 * kTile && static_cast<double>(queries() * (p_.dim + 8)) > enough * levels;
   }
 
   // Brings candidates and queries into spatial order, and dimensions into descending order of their spread: a sum that
@@ -502,25 +507,24 @@ class Search {
     }
   }
 
-  // Searches a sample of the cells through boxes, which answers their queries for good, and tells whether the others
-  // should follow; `rest` is what is left to do.
-  bool try_boxes(std::vector<Range>& rest) {
+  // Searches a sample of the cells through boxes, which answers their queries for good; `rest` is what is left to do.
+  Sampled try_boxes(std::vector<Range>& rest) const {
     const int64_t cells = ceil_div(queries(), kTile);
-    const int64_t samples = std::clamp<int64_t>(cells / 32, 2, 16);
+    const int64_t samples = std::clamp<int64_t>(cells / 32, 1, 16);
     const auto cell_of = [&](int64_t sample) { return (2 * sample + 1) * cells / (2 * samples); };
     std::vector<Sampled> found(samples);
     for_each(helpers_, samples, [&](int64_t sample) {
       const int64_t begin = cell_of(sample) * kTile;
       found[sample] = scan_cell(begin, std::min(begin + kTile, queries()));
     });
-    int64_t work = 0, sampled = 0;
-    double radii = 0;
+    Sampled sum;
     for (const Sampled& f : found) {
-      work += f.work;
-      sampled += f.queries;
-      radii += f.radii;
+      sum.queries += f.queries;
+      sum.work += f.work;
+      sum.radii += f.radii;
+      sum.halves += f.halves;
+      sum.count += f.count;
     }
-    typical_radius_ = radii / static_cast<double>(sampled);
     rest.clear();
     int64_t done = 0;
     for (int64_t sample = 0; sample < samples; ++sample) {
@@ -529,8 +533,34 @@ class Search {
       done = std::min(begin + kTile, queries());
     }
     if (done < queries()) rest.push_back({done, queries()});
-    const int64_t everything = sampled * packed_.tiles * (kTile / kernels_.width) * p_.dim;
-    return static_cast<double>(work) * kCostOfBoxes < static_cast<double>(everything);
+    return sum;
+  }
+
+  // The way that should take the least time, from what a sample took through boxes. The times, of one query in cycles
+  // of the processor they were measured on, leave out what all three have in common.
+  Path choose(const Sampled& sample) {
+    const double queries = static_cast<double>(sample.queries), dim = static_cast<double>(p_.dim);
+    const double k = static_cast<double>(p_.k);
+    const double vectors = static_cast<double>(packed_.tiles * (kTile / kernels_.width));
+    const double boxes = 3.7 * static_cast<double>(sample.work) / queries;
+    // In no useful order, some k (1 + log(n / k)) candidates come into the list for a while.
+    const double all = 1.15 * vectors * dim + 40 * k * (1 + std::log(static_cast<double>(candidates()) / k));
+    double screen = std::numeric_limits<double>::infinity();
+    // The screen sees states alone: where values narrow the choice down, it lets too many pairs through.
+    const double narrowed = static_cast<double>(candidates()) * queries / static_cast<double>(sample.count);
+    if (kernels_.scan_screened != nullptr && narrowed < 1.5 && choose_steps()) {
+      // Rounding to codes widens the radius by this share, and neighbours within it grow by that to the power of the
+      // dimension of the set they lie in, which shows in how they grow up to the radius itself.
+      const double growth = 0.6 * std::sqrt(dim) * step_ * queries / sample.radii;
+      const double halfway = static_cast<double>((p_.k + 1) / 2);
+      const double grown = std::log(k / halfway) / std::log(sample.radii / sample.halves);
+      const double intrinsic = p_.k > 1 ? grown : std::min(dim, 16.0);
+      const double survivors = 3 * k * std::pow(1 + growth, intrinsic);
+      screen =
+          1.7 * static_cast<double>(packed_.tiles * (kTile / 16) * (ceil_div(p_.dim, 4) + 3)) + survivors * (dim + 8);
+    }
+    if (boxes < all && !(screen < boxes)) return Path::kBoxes;
+    return screen < all ? Path::kScreen : Path::kAll;
   }
 
   void scan_near(const std::vector<Range>& ranges) const {
@@ -552,9 +582,9 @@ class Search {
              [&](int64_t i) { scan_block(blocks[i].begin, blocks[i].end); });
   }
 
-  // Makes the 8-bit shadows, unless their error would let too many pairs through.
-  void make_screen() {
-    if (kernels_.scan_screened == nullptr) return;
+  // Centre and step of the 8-bit shadows; whether there can be any.
+  bool choose_steps() {
+    if (kernels_.scan_screened == nullptr) return false;
     const Points<T> points = {ref_states_, ref_values_, p_.dim};
     const std::vector<double> spread = spreads(points, rows_.data(), candidates(), 1024);
     const double widest = std::sqrt(*std::max_element(spread.begin(), spread.begin() + p_.dim));
@@ -569,12 +599,10 @@ class Search {
       magnitude = std::max(magnitude, std::fabs(centre_[d]));
     }
     // Codes are computed in double: an offset of a thousand million steps costs them a millionth of a step.
-    if (!(step_ > 0) || !std::isfinite(step_) || !(magnitude / step_ < 1e9)) return;
-    // Rounding moves a point by about sqrt(dim / 12) steps. Neighbours within the radius grow by this share to the
-    // power of their intrinsic dimension, which is seldom above 32.
-    const double growth = 0.6 * std::sqrt(static_cast<double>(p_.dim)) * step_ / typical_radius_;
-    if (chosen_path != Path::kScreen && !(growth * static_cast<double>(std::min<int64_t>(p_.dim, 32)) < 1.5)) return;
+    return step_ > 0 && std::isfinite(step_) && magnitude / step_ < 1e9;
+  }
 
+  void make_codes() {
     screen_.blocks = ceil_div(p_.dim, 4);
     codes_ = Buffer<uint8_t>(packed_.tiles * kTile * screen_.blocks * 4);
     start_ = Buffer<int32_t>(packed_.tiles * kTile);
@@ -778,23 +806,24 @@ class Search {
       scan(taken);
       limit = widest_bound();
     }
-    double radii = 0;
+    Sampled sampled;
+    sampled.queries = count;
+    sampled.work = work;
     for (int64_t q = 0; q < count; ++q) {
-      const T radius = lists[q * stride + p_.k - 1];
-      radii += static_cast<double>(radius);
-      finish(query_rows_[begin + q], radius);
+      const T* list = lists.get() + q * stride;
+      sampled.radii += static_cast<double>(list[p_.k - 1]);
+      sampled.halves += static_cast<double>(list[(p_.k + 1) / 2 - 1]);
+      sampled.count += finish(query_rows_[begin + q], list[p_.k - 1]);
     }
-    return {count, work, radii};
+    return sampled;
   }
 
-  void finish(int64_t i, T radius) const {
-    int64_t count = -1;
-    if (count_ != nullptr || entropy_ != nullptr) {
-      count = count_within(sorted_values_.get(), candidates(), values_[i], radius);
-      const int64_t self = self_row(i);
-      if (self >= 0 && position_[self] >= 0 && std::fabs(values_[i] - ref_values_[self]) < radius) --count;
-    }
+  int64_t finish(int64_t i, T radius) const {
+    int64_t count = count_within(sorted_values_.get(), candidates(), values_[i], radius);
+    const int64_t self = self_row(i);
+    if (self >= 0 && position_[self] >= 0 && std::fabs(values_[i] - ref_values_[self]) < radius) --count;
     answer(i, radius, count);
+    return count;
   }
 
   const KnnProblem<T>& p_;
@@ -817,7 +846,6 @@ class Search {
   Buffer<T> packed_states_, packed_values_;
   std::vector<int32_t> order_, slot_;  // tile's d-th dimension is order_[d]; dimension d is the tile's slot_[d]-th
   T slack_ = 1;
-  double typical_radius_ = 0;
   ScreenTiles screen_;
   Buffer<uint8_t> codes_;
   Buffer<int32_t> start_;
