@@ -73,15 +73,17 @@ def test_adversarial_data(kind: str, dtype: torch.dtype) -> None:
                     assert_equals_oracle(problem, f"{name}, path {path}, {threads} threads", expected)
 
 
-@pytest.mark.parametrize("kind", ["normal", "heavy tails", "trajectory"])
-def test_more_tiles_than_the_screen_takes_at_once(kind: str) -> None:
-    """The screen's first kernel guesses radii from 64 tiles of 64 points, the second goes on from there."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_problems_that_are_worth_a_choice(kind: str) -> None:
+    """So many points that the path is chosen from a sample, and more tiles than the screen's first kernel takes."""
     rng = np.random.default_rng([6, KINDS.index(kind)])
     s, q = draw_points(rng, kind, 4500, 9)
-    _C.set_search_path("screen")
     for k in (1, 12, 100):
         problem = Problem(torch.from_numpy(s).float(), torch.from_numpy(q).float(), k, origin=f"{kind} 4500, k = {k}")
-        assert_equals_oracle(problem, "screen", oracle_knn(problem))
+        expected = oracle_knn(problem)
+        for path in ("screen", "auto"):
+            _C.set_search_path(path)
+            assert_equals_oracle(problem, path, expected)
 
 
 def test_few_queries_against_many_references() -> None:
