@@ -542,7 +542,10 @@ class Search {
     const double queries = static_cast<double>(sample.queries), dim = static_cast<double>(p_.dim);
     const double k = static_cast<double>(p_.k);
     const double vectors = static_cast<double>(packed_.tiles * (kTile / kernels_.width));
-    const double boxes = 3.7 * static_cast<double>(sample.work) / queries;
+    // Boxes jump from tile to tile, which takes longer where the tiles outgrow the nearest caches.
+    const double megabytes = static_cast<double>(packed_.tiles * kTile * p_.dim * int64_t{sizeof(T)}) / (1 << 20);
+    const double far = 1 + 0.25 * std::max(0.0, std::log2(megabytes / 2));
+    const double boxes = 3.7 * far * static_cast<double>(sample.work) / queries;
     // In no useful order, some k (1 + log(n / k)) candidates come into the list for a while.
     const double all = 1.15 * vectors * dim + 40 * k * (1 + std::log(static_cast<double>(candidates()) / k));
     double screen = std::numeric_limits<double>::infinity();
@@ -554,10 +557,10 @@ class Search {
       const double growth = 0.6 * std::sqrt(dim) * step_ * queries / sample.radii;
       const double halfway = static_cast<double>((p_.k + 1) / 2);
       const double grown = std::log(k / halfway) / std::log(sample.radii / sample.halves);
-      const double intrinsic = p_.k > 1 ? grown : std::min(dim, 16.0);
+      const double intrinsic = p_.k > 1 ? grown : std::min(dim, 10.0);
       const double survivors = 3 * k * std::pow(1 + growth, intrinsic);
-      screen =
-          1.7 * static_cast<double>(packed_.tiles * (kTile / 16) * (ceil_div(p_.dim, 4) + 3)) + survivors * (dim + 8);
+      screen = 1.7 * static_cast<double>(packed_.tiles * (kTile / 16) * (ceil_div(p_.dim, 4) + 3)) +
+               survivors * (dim + 8) + 600;
     }
     if (boxes < all && !(screen < boxes)) return Path::kBoxes;
     return screen < all ? Path::kScreen : Path::kAll;
