@@ -80,11 +80,11 @@ class IntrinsicReward:
         self.prepare()
         batch.rewards = batch.rewards + self._weight * bonus
         self.updates += int(self.online)
-        rows = eligible.sum(1).clamp(min=1)
-        mean = torch.where(eligible, bonus, 0.0).sum(1) / rows
-        variance = torch.where(eligible, (bonus - mean.unsqueeze(1)).square(), 0.0).sum(1) / rows
+        share = eligible / eligible.sum(1, keepdim=True).clamp(min=1)
+        mean = (share * bonus).sum(1)
+        variance = (share * (bonus - mean.unsqueeze(1)).square_()).sum(1)
         moments = {"bonus/mean": mean, "bonus/std": variance.sqrt()}
-        return moments | diagnostics | {"bonus/weight": torch.zeros_like(mean) + self._weight}
+        return moments | diagnostics | {"bonus/weight": self._weight.repeat(len(mean))}
 
     def of_stored(self, index: Tensor, learn: bool = True) -> Tensor:
         """Unweighted bonus [S, B] of online transitions given by global row number [S, B], against the references
@@ -107,8 +107,8 @@ class IntrinsicReward:
         bonus = torch.where(covered, self._squash(novelty), 0.0)
         rows = covered.sum(1).clamp(min=1)
         diagnostics["bonus/novelty"] = novelty.sum(1) / rows
-        if self.config.squash.endswith("tanh"):
-            diagnostics["bonus/saturated"] = ((bonus.abs() > SATURATED) & covered).sum(1) / rows
+        if self.config.squash.endswith("tanh"):  # rows that are not covered hold 0
+            diagnostics["bonus/saturated"] = (bonus.abs() > SATURATED).sum(1) / rows
         return bonus, diagnostics
 
     def _references(self) -> Tensor | None:

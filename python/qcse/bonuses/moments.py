@@ -20,23 +20,22 @@ class RunningMoments:
         self.horizon = horizon
 
     def update(self, x: Tensor, valid: Tensor) -> None:
-        """x [S, N, C] (or [S, N] where the shape is [S]), valid [S, N] bool."""
-        mask = valid if x.dim() == 2 else valid.unsqueeze(-1)
-        rows = valid.sum(1).to(x.dtype)
-        rows_c = rows.view(-1, *[1] * (x.dim() - 2))
-        x = torch.where(mask, x, 0.0)
-        mean = x.sum(1) / rows_c.clamp(min=1.0)
-        variance = torch.where(mask, (x - mean.unsqueeze(1)).square(), 0.0).sum(1) / rows_c.clamp(min=1.0)
-        some = (rows > 0).to(x.dtype)
+        """x [S, N, C] (or [S, N] where the shape is [S]); valid [S, N] bool."""
+        rows = valid.sum(1)
+        some = rows > 0
         self.batches += some
-        rate = some * torch.clamp(1.0 / self.batches.clamp(min=1.0), min=1.0 / self.horizon)
-        rate = rate.view(-1, *[1] * (x.dim() - 2))
-        shift = mean - self.mean
+        rate = (some / self.batches.clamp(1.0, self.horizon)).view(-1, *[1] * (x.dim() - 2))
+        weight = valid / rows.clamp(min=1).unsqueeze(1)
+        if x.dim() == 3:
+            valid, weight = valid.unsqueeze(-1), weight.unsqueeze(-1)
+        x = torch.where(valid, x, 0.0)  # what does not count need not be finite
+        mean = (weight * x).sum(1)
+        variance = (weight * (x - mean.unsqueeze(1)).square_()).sum(1)
         # Mixture of two groups: within-group variances plus the spread between their means. The first batch
         # replaces the initial values entirely (rate 1).
-        # In place, here and below: a captured graph goes on with the tensors that it knows.
-        self.variance.copy_((1.0 - rate) * self.variance + rate * variance + rate * (1.0 - rate) * shift.square())
-        self.mean.copy_(self.mean + rate * shift)
+        # In place: a captured graph goes on with the tensors that it knows.
+        self.variance.lerp_(torch.addcmul(variance, 1.0 - rate, (mean - self.mean).square_()), rate)
+        self.mean.lerp_(mean, rate)
 
     def standardise(self, x: Tensor) -> Tensor:
         """(x - mean) / spread; a channel that hardly varies is only centred."""

@@ -78,30 +78,30 @@ class Neighbours:
         if learn:
             self.observe(batch, values, eligible)
 
-        # Sorted row numbers make duplicates adjacent and let each query find itself, without a host read.
-        rows, order = (torch.where(eligible, rows, -1) if references is None else rows).sort(dim=1)
-        counts = rows >= 0
-        counts[:, 1:] &= rows[:, 1:] != rows[:, :-1]
+        # Sorted row numbers bring duplicates together and let each query find itself, without a host read.
+        rows = torch.where(eligible, rows, -1) if references is None else rows
+        ordered, order = rows.sort(dim=1)
+        first = order.gather(1, torch.searchsorted(ordered, rows))  # the candidate that stands for each one's transition
+        counts = first == torch.arange(rows.shape[1], device=self.device)
         features = self.features(batch.observations)
         scaled = self.scale_values(values, values, eligible)
         if references is None:
-            reference_features = features.gather(1, order.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
-            reference_values = scaled.gather(1, order)
+            counts &= eligible
+            self_index, reference_features, reference_values = first, features, scaled
         else:
+            position = torch.searchsorted(ordered, batch.index.contiguous()).clamp_(max=rows.shape[1] - 1)
+            self_index = torch.where(ordered.gather(1, position) == batch.index, order.gather(1, position), -1)
             candidates = self.buffer.gather(rows)
             reference_features = self.features(candidates.observations)
             reference_values = self.scale_values(self.values(candidates), values, eligible)
-        position = torch.searchsorted(rows, batch.index.contiguous()).clamp_(max=rows.shape[1] - 1)
-        self_index = torch.where(rows.gather(1, position) == batch.index, position, -1)
 
         # A row whose value is NaN is nobody's neighbour, and a query with one has no answer.
-        nan = float("nan")
         radius, count = qcse_ext.knn(
             features,
-            scaled.masked_fill(~eligible, nan),
+            torch.where(eligible, scaled, torch.nan),
             self.others,
             reference_features,
-            reference_values.masked_fill(~counts, nan),
+            torch.where(counts, reference_values, torch.nan),
             self_index,
         )
         distinct = counts.sum(1, keepdim=True)
@@ -109,14 +109,11 @@ class Neighbours:
         if self.config.count_self:  # at distance 0 of itself: strictly closer unless the radius is 0
             count = count + (radius > 0)
         novelty = torch.where(covered, self.novelty(radius, count), 0.0)
-        rows_covered = covered.sum(1).clamp(min=1)
-        diagnostics = {
-            "bonus/zero_radius": ((radius == 0) & covered).sum(1) / rows_covered,
-            "bonus/covered": covered.sum(1) / eligible.sum(1).clamp(min=1),
-        }
+        sums = torch.stack([covered, eligible, (radius == 0) & covered, covered * count]).sum(-1)
+        rows_covered, rows_eligible = sums[:2].clamp(min=1)
+        diagnostics = {"bonus/zero_radius": sums[2] / rows_covered, "bonus/covered": sums[0] / rows_eligible}
         if self.more_diagnostics:
-            neighbours = torch.where(covered, count, 0).sum(1) / rows_covered
-            diagnostics["bonus/neighbour_share"] = neighbours / distinct.squeeze(1).clamp(min=1)
+            diagnostics["bonus/neighbour_share"] = sums[3] / (rows_covered * distinct.squeeze(1).clamp(min=1))
         return novelty, covered, diagnostics
 
     more_diagnostics: tuple[str, ...] = ()
