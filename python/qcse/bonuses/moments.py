@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,12 @@ class RunningMoments:
         self.variance = torch.ones(shape, device=device)
         self.batches = torch.zeros(shape[0], device=device)
         self.horizon = horizon
+
+    def part(self, channels: int | slice) -> RunningMoments:
+        """The moments of some channels, as a view: they move with the whole, and the whole with them."""
+        view = copy.copy(self)
+        view.mean, view.variance = self.mean[:, channels], self.variance[:, channels]
+        return view
 
     def update(self, x: Tensor, valid: Tensor) -> None:
         """x [S, N, C] (or [S, N] where the shape is [S]); valid [S, N] bool."""

@@ -140,6 +140,10 @@ class QConditionedEntropy(Neighbours):
     def __init__(self, config: BonusConfig, agent: Learner, buffer: ReplayBuffer, streams: Streams) -> None:
         super().__init__(config, agent, buffer, streams)
         self.q = RunningMoments((self.seeds,), config.statistics_horizon, self.device)
+        self.joint: RunningMoments | None = None  # of states and Q, which then are views of it: one update for both
+        if config.state_scale.startswith("standardised") and config.value_scale == "standardised":
+            self.joint = RunningMoments((self.seeds, self.state_dim + 1), config.statistics_horizon, self.device)
+            self.states, self.q = self.joint.part(slice(self.state_dim)), self.joint.part(self.state_dim)
         self.frozen: nn.Module | None = None
 
     def start_online(self) -> None:
@@ -167,6 +171,9 @@ class QConditionedEntropy(Neighbours):
         return digamma / self.state_dim + torch.log(2.0 * radius + self.config.offset)
 
     def observe(self, batch: Batch, values: Tensor, eligible: Tensor) -> None:
+        if self.joint is not None:
+            self.joint.update(torch.cat([batch.observations, values.unsqueeze(-1)], dim=-1), eligible)
+            return
         super().observe(batch, values, eligible)
         if self.config.value_scale == "standardised":
             self.q.update(values, eligible)
