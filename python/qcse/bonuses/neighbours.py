@@ -81,7 +81,7 @@ class Neighbours:
         # Sorted row numbers bring duplicates together and let each query find itself, without a host read.
         rows = torch.where(eligible, rows, -1) if references is None else rows
         ordered, order = rows.sort(dim=1)
-        first = order.gather(1, torch.searchsorted(ordered, rows))  # the candidate that stands for each one's transition
+        first = order.gather(1, torch.searchsorted(ordered, rows))  # who stands for each one's transition
         counts = first == torch.arange(rows.shape[1], device=self.device)
         features = self.features(batch.observations)
         scaled = self.scale_values(values, values, eligible)
