@@ -26,6 +26,10 @@ class Batch:
     index: Tensor  # [S, B] int64: row of the dataset, or dataset size + slot of the online buffer
     online: Tensor  # [S, B] bool
 
+    def tail(self, first: int) -> Batch:
+        """Views of the transitions from number `first` on."""
+        return Batch(**{f.name: getattr(self, f.name)[:, first:] for f in fields(self)}) if first > 0 else self
+
     def state_dict(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name).detach().cpu() for f in fields(self)}
 
@@ -113,12 +117,18 @@ class ReplayBuffer:
         """
         if offline_fraction is None or self.size == 0 or self.dataset_size == 0:
             return self.gather(streams.integers("sampling", self.dataset_size + self.held, (batch_size,)))
-        offline = round(offline_fraction * batch_size)
+        offline = self.leading_offline(batch_size, offline_fraction)
         parts = [
             streams.integers("sampling", self.dataset_size, (offline,)),
             streams.integers("sampling", self.held, (batch_size - offline,)) + self.dataset_size,
         ]
         return self.gather(torch.cat(parts, dim=1))
+
+    def leading_offline(self, batch_size: int, offline_fraction: float | None) -> int:
+        """How many rows at the head of a batch of `sample` are known beforehand to be the dataset's."""
+        if offline_fraction is None or self.size == 0 or self.dataset_size == 0:
+            return 0
+        return round(offline_fraction * batch_size)
 
     def sample_online(self, streams: Streams, count: int) -> Tensor:
         """`count` global row numbers [S, count] of online transitions, uniform with replacement."""

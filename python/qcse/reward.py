@@ -65,20 +65,27 @@ class IntrinsicReward:
         """The factor of the bonus in the reward that the learner sees, at this update."""
         return self.join_factor * self.config.weight * (1.0 - self.config.decay) ** self.updates
 
-    def add_to(self, batch: Batch) -> dict[str, Tensor]:
-        """Replace `batch.rewards` by rewards plus weighted bonus; returns diagnostics, [S] each.
+    def add_to(self, batch: Batch, offline: int = 0) -> dict[str, Tensor]:
+        """Add the weighted bonus to `batch.rewards`, in place; returns diagnostics, [S] each.
+
+        `offline`: that many rows at the head of the batch are known to be the dataset's; where they cannot have a
+        bonus nothing is computed for them.
 
         Names, each with the prefix 'bonus/': mean, std (of the eligible rows, before the weight), weight; unless
         computed when stored, also novelty (mean before the squash), saturated (where the squash is a tanh: share of
         bonuses beyond 0.95 in size) and what the bonus itself has to tell.
         """
-        eligible = batch.online if self.config.transitions == "online" else torch.ones_like(batch.online)
+        if self.config.transitions == "online":
+            batch = batch.tail(offline)
+            eligible = batch.online
+        else:
+            eligible = torch.ones_like(batch.online)
         if self.config.when == "store":
             bonus, diagnostics = batch.bonus, {}
         else:
             bonus, diagnostics = self.compute(batch, eligible, self._references())
         self.prepare()
-        batch.rewards = batch.rewards + self._weight * bonus
+        batch.rewards += self._weight * bonus
         self.updates += int(self.online)
         share = eligible / eligible.sum(1, keepdim=True).clamp(min=1)
         mean = (share * bonus).sum(1)

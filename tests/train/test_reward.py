@@ -94,6 +94,18 @@ def test_bonus_is_the_formula_over_the_online_rows_of_the_batch() -> None:
     assert diagnostics["bonus/std"].item() == pytest.approx(want.std(), abs=1e-5)
 
 
+def test_rows_known_to_be_offline_change_nothing() -> None:
+    index = [3, 7, 11, *online([0, 5, 9, 20, 33, 9, 59])]
+    for transitions in ("online", "all"):
+        whole, known = World(plain(transitions=transitions)), World(plain(transitions=transitions))
+        one, two = whole.batch(index), known.batch(index)
+        want, got = whole.reward.add_to(one), known.reward.add_to(two, offline=3)
+        assert torch.allclose(one.rewards, two.rewards, atol=1e-6) and want.keys() == got.keys()
+        for name, value in want.items():
+            assert torch.allclose(value, got[name], atol=1e-6), name
+        assert (two.rewards != known.batch(index).rewards).sum() == (7 if transitions == "online" else 10)
+
+
 def test_all_transitions_are_candidates_where_asked() -> None:
     world = World(plain(transitions="all"))
     index = [3, 7, 11, *online([0, 5, 9])]
