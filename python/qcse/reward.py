@@ -91,7 +91,7 @@ class IntrinsicReward:
         mean = (share * bonus).sum(1)
         variance = (share * (bonus - mean.unsqueeze(1)).square_()).sum(1)
         moments = {"bonus/mean": mean, "bonus/std": variance.sqrt()}
-        return moments | diagnostics | {"bonus/weight": self._weight.repeat(len(mean))}
+        return moments | diagnostics | {"bonus/weight": self._weight.expand_as(mean).clone()}
 
     def of_stored(self, index: Tensor, learn: bool = True) -> Tensor:
         """Unweighted bonus [S, B] of online transitions given by global row number [S, B], against the references
