@@ -40,6 +40,17 @@ DIAGNOSTICS = {
     "bonus/neighbour_share": "mean count / N (1: Q conditions nothing)",
 }
 
+SHARES = frozenset({"bonus/saturated", "bonus/zero_radius", "bonus/neighbour_share"})  # between 0 and 1
+
+LOSSES = {
+    "loss/critic": "critics' loss",
+    "loss/bellman": "squared Bellman error",
+    "q/data": "Q of the data's actions",
+    "loss/policy": "policy's loss",
+    "cql/gap": "conservative gap",
+    "policy/entropy": "policy's entropy",
+}
+
 BOOTSTRAP_SAMPLES = 2000
 
 
@@ -231,7 +242,7 @@ def read_run(path: Path) -> Run:
     train: dict[str, NDArray[np.float64]] = {}
     if (path / "train.csv").is_file():
         table = _csv(path / "train.csv")
-        for name in ("step", *DIAGNOSTICS):
+        for name in ("step", *DIAGNOSTICS, *LOSSES):
             if table and name in table[0]:
                 try:
                     train[name] = np.array([_number(row[name]) for row in table])
@@ -524,9 +535,19 @@ def _mark_phases(axes: Axes, runs: Sequence[Run]) -> None:
 
 def draw_bonus(groups: Sequence[Group]) -> Figure | None:
     """The bonus's diagnostics of one environment's groups over time; None where no run has any."""
+    return _draw_training(groups, DIAGNOSTICS)
+
+
+def draw_losses(groups: Sequence[Group]) -> Figure | None:
+    """Losses and Q of one environment's groups over time; None where no run has any."""
+    return _draw_training(groups, LOSSES)
+
+
+def _draw_training(groups: Sequence[Group], titles: dict[str, str]) -> Figure | None:
+    """Columns of train.csv, those of `titles` that there are, a panel each with a line for each run."""
     shown = [
         name
-        for name in DIAGNOSTICS
+        for name in titles
         if any(np.isfinite(run.train[name]).any() for group in groups for run in group.runs if name in run.train)
     ]
     if not shown:
@@ -537,7 +558,8 @@ def draw_bonus(groups: Sequence[Group]) -> Figure | None:
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     handles: dict[str, Any] = {}
     for axes, name in zip(panels, shown, strict=False):
-        for group in groups:
+        for index, group in enumerate(groups):
+            dashes = (0, (4, 2)) if index % 2 else "-"  # curves that coincide are both seen
             for run in group.runs:
                 known = np.isfinite(run.train[name]) if name in run.train else np.zeros(0, np.bool_)
                 if known.any():
@@ -545,11 +567,12 @@ def draw_bonus(groups: Sequence[Group]) -> Figure | None:
                     # A line through a single point would not be seen.
                     marker = "o" if len(steps) == 1 else ""
                     (handles[group.label],) = axes.plot(
-                        steps, values, color=group.colour, linewidth=1.4, alpha=0.85, marker=marker, label=group.label
-                    )
+                        steps, values, color=group.colour, linewidth=1.4, linestyle=dashes, alpha=0.85, marker=marker,
+                        label=group.label,
+                    )  # fmt: skip
         _style(axes, "step", "", ticks=5)
-        axes.set_title(DIAGNOSTICS[name], loc="left", fontsize=10, color="#111827")
-        if name not in ("bonus/mean", "bonus/std", "bonus/novelty"):
+        axes.set_title(titles[name], loc="left", fontsize=10, color="#111827")
+        if name in SHARES:
             axes.set_ylim(-0.03, 1.03)
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
@@ -699,7 +722,8 @@ def _folded(tables: Sequence[tuple[str, dict[str, Any]]], absent: str) -> list[s
 
 
 def report(dirs: Sequence[Path], out: Path) -> str:
-    """Write report.html, curves.png, visits-<environment>.png and, where a bonus was used, bonus-<environment>.png.
+    """Write report.html, curves.png and, for each environment, losses-, visits- and, where a bonus was used, bonus-
+    followed by its name and .png.
 
     Args:
         dirs: run folders, or folders that hold some; one named twice counts once.
@@ -721,10 +745,14 @@ def report(dirs: Sequence[Path], out: Path) -> str:
     try:
         pictures.append(("Learning curves", _text_table(rows), _save(draw_curves(groups), out / "curves.png")))
         for env in dict.fromkeys(group.env for group in groups):
-            figure = draw_bonus([group for group in groups if group.env == env])
-            if figure is not None:
-                path = _save(figure, out / f"bonus-{_file_name(env)}.png")
-                pictures.append((f"The bonus, {env}", f"Diagnostics of the bonus in {env}", path))
+            members = [group for group in groups if group.env == env]
+            for figure, name, title, words in (
+                (draw_bonus(members), "bonus", "The bonus", "Diagnostics of the bonus"),
+                (draw_losses(members), "losses", "Losses", "Losses and Q of each run"),
+            ):
+                if figure is not None:
+                    path = _save(figure, out / f"{name}-{_file_name(env)}.png")
+                    pictures.append((f"{title}, {env}", f"{words} in {env}", path))
         for env in dict.fromkeys(group.env for group in groups):
             # One run for each method: its first seed.
             first = [(g.label, g.colour, read_visits(g.runs[0].path)) for g in groups if g.env == env]

@@ -19,9 +19,11 @@ from qcse.log import EVAL_COLUMNS, RunLog
 from qcse.report import (
     COLUMNS,
     DIAGNOSTICS,
+    LOSSES,
     ReportError,
     across_rows,
     draw_bonus,
+    draw_losses,
     group_runs,
     read_run,
     report,
@@ -255,6 +257,24 @@ def test_the_bonus_is_drawn_only_where_there_is_one(tmp_path: Path) -> None:
     assert titles[: len(DIAGNOSTICS)] == list(DIAGNOSTICS.values())
     (line,) = figure.axes[0].get_lines()
     np.testing.assert_array_equal(line.get_xdata(), [120, 140, 160, 180, 200])  # offline there was none
+
+
+def test_losses_of_two_precisions_are_drawn_beside_each_other(tmp_path: Path) -> None:
+    assert draw_losses(group_runs([read_run(make_run(tmp_path / "none", CURVE))])) is None
+    paths = []
+    for precision, factor in (("float32", 1.0), ("bf16", 1.01)):
+        paths.append(make_run(tmp_path / precision, CURVE, precision=precision))
+        rows = "".join(f"{step},{factor * 100 / step},{factor * step}\n" for step in (50, 100, 150))
+        (paths[-1] / "train.csv").write_text(f"step,loss/critic,q/data\n{rows}")
+    figure = draw_losses(group_runs([read_run(path) for path in paths]))
+    assert figure is not None
+    assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == [LOSSES["loss/critic"], LOSSES["q/data"]]
+    lines = figure.axes[0].get_lines()
+    values = sorted(float(line.get_ydata()[0]) for line in lines)
+    assert values == pytest.approx([2.0, 2.02]) and all(len(line.get_xdata()) == 3 for line in lines)
+    assert any("bf16" in text.get_text() for text in figure.legends[0].get_texts())
+    report(paths, tmp_path / "out")
+    assert imread(tmp_path / "out" / "losses-Hopper-v5.png")[..., :3].std() > 0.03
 
 
 def test_folders_that_are_no_runs_are_named(tmp_path: Path) -> None:
