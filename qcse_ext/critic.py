@@ -119,11 +119,9 @@ class _ConservativeLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, loss_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        def scaled(grad: Tensor) -> Tensor:
-            factor = loss_grad.repeat_interleave(grad.shape[0] // loss_grad.shape[0])
-            return grad * factor.view(-1, 1, 1)
-
-        return None, None, None, None, *(scaled(grad) for grad in ctx.saved_tensors)
+        grads = ctx.saved_tensors
+        factor = loss_grad.repeat_interleave(grads[0].shape[0] // loss_grad.shape[0]).view(-1, 1, 1)
+        return None, None, None, None, *(grad * factor for grad in grads)
 
 
 _library = torch.library.Library("qcse", "IMPL")
