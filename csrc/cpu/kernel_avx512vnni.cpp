@@ -145,8 +145,8 @@ void store_scores(const ScreenTiles& codes, const int32_t* tiles, int64_t count,
 }
 
 // As scan_all, with the screen in front, which is strict from the start: the radius is guessed from the product sums of
-// all candidates first. They are dealt out to sets, some five times as many as neighbours are sought; the k-th best of
-// the sets' best sums is seldom far from the k-th best of all, and takes no more than a maximum a vector.
+// all candidates first. They are dealt out to sets, four to eight times as many as neighbours are sought; the k-th best
+// of the sets' best sums is seldom far from the k-th best of all, and takes no more than a maximum a vector.
 template <class V, int kGroup>
 void scan_first(const Candidates<typename V::Scalar>& candidates, const ScreenTiles& codes, const int32_t* tiles,
                 int64_t count, const PackedQueries<typename V::Scalar>& queries, const ScreenQueries& screen,
@@ -177,9 +177,9 @@ void scan_first(const Candidates<typename V::Scalar>& candidates, const ScreenTi
         for (int v = 0; v < kTile / 16; ++v) best[set][v] = most[v];
       }
       // The query itself is most often among the candidates, and nearest.
-      const int64_t rank = k + (queries.self[at] >= 0 ? 1 : 0), most = 64 * sets;
+      const int64_t rank = k + (queries.self[at] >= 0 ? 1 : 0), numbers = 64 * sets;
       const double square =
-          screen.square[at] - 2 * (static_cast<double>(ranked(best[0], 4 * sets, rank < most ? rank : most)) -
+          screen.square[at] - 2 * (static_cast<double>(ranked(best[0], 4 * sets, rank < numbers ? rank : numbers)) -
                                    static_cast<double>(screen.shift[at]));
       T guess = static_cast<T>((__builtin_sqrt(square > 0 ? square : 0) + kGuessMargin) / screen.steps);
       T* list = nearest.lists + at * nearest.stride;
@@ -211,7 +211,7 @@ void scan_first(const Candidates<typename V::Scalar>& candidates, const ScreenTi
         }
         settle<V, kGroup>(candidates, queries, at, nearest, waiting);
         if (list[k - 1] <= guess) break;
-        // Guessed too small. What was found is no smaller than the radius, and so the last guess.
+        // Guessed too small. The distance found is an upper bound: within it nothing nearer is left out.
         guess = list[k - 1];
         __builtin_memcpy(list, before, static_cast<size_t>(nearest.stride) * sizeof(T));
         nearest.bounds[at] = square_bound(list[k - 1]);

@@ -45,8 +45,7 @@ inline void insert(typename V::Scalar* list, int64_t vectors, typename V::Reg x)
 
 // Offers one vector's keys to one query's list; `mask` has the lanes that count.
 template <class V>
-inline void offer(const Nearest<typename V::Scalar>& nearest, int64_t query,
-                                                 typename V::Reg key, uint32_t mask) {
+inline void offer(const Nearest<typename V::Scalar>& nearest, int64_t query, typename V::Reg key, uint32_t mask) {
   using T = typename V::Scalar;
   T* list = nearest.lists + query * nearest.stride;
   mask &= V::less(key, V::set1(list[nearest.k - 1]));
@@ -77,9 +76,8 @@ inline void offer(const Nearest<typename V::Scalar>& nearest, int64_t query,
 // that are below the bound, `self_lane` is the lane of the query itself, if it is one; the exact comparison of keys
 // follows here.
 template <class V>
-inline void admit(const Nearest<typename V::Scalar>& nearest, int64_t query,
-                                                 typename V::Scalar value, int64_t self_lane, typename V::Reg d2,
-                                                 uint32_t mask, const typename V::Scalar* values) {
+inline void admit(const Nearest<typename V::Scalar>& nearest, int64_t query, typename V::Scalar value,
+                  int64_t self_lane, typename V::Reg d2, uint32_t mask, const typename V::Scalar* values) {
   if (self_lane >= 0 && self_lane < V::kWidth) mask &= ~(uint32_t{1} << self_lane);
   const typename V::Reg gap = V::abs(V::sub(V::load(values), V::set1(value)));
   offer<V>(nearest, query, V::max(V::sqrt(d2), gap), mask);
