@@ -11,7 +11,6 @@ struct Float {
   static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
-  static float root(float a) { return __builtin_sqrtf(a); }
   static float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
   static Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
   static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
@@ -35,7 +34,6 @@ struct Double {
   static Reg add(Reg a, Reg b) { return _mm512_add_pd(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm512_sub_pd(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
-  static double root(double a) { return __builtin_sqrt(a); }
   static double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
   static Reg min(Reg a, Reg b) { return _mm512_min_pd(a, b); }
   static Reg max(Reg a, Reg b) { return _mm512_max_pd(a, b); }

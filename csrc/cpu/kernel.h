@@ -103,7 +103,8 @@ struct Kernels {
   int64_t (*scan_boxes)(const Candidates<T>&, const int32_t* tiles, const Boxes<T>&, T nearest_box, const int32_t* slot,
                         T slack, const QueryGroup<T>&, const Nearest<T>&);
 
-  // As scan_all, with a screen in front; null where the instruction set has no fast 8-bit products.
+  // As scan_all, with a screen in front, which reads row_states and values in place of the tiles' states; null where
+  // the instruction set has no fast 8-bit products.
   void (*scan_screened)(const Candidates<T>&, const ScreenTiles&, const int32_t* tiles, int64_t count,
                         const PackedQueries<T>&, const ScreenQueries&, const Nearest<T>&);
 

@@ -1,4 +1,4 @@
-// AVX-512 with VNNI: the AVX-512 kernels, and one more that screens pairs with 8-bit integer products.
+// AVX-512 with VNNI: the AVX-512 kernels, and two more that screen pairs with 8-bit integer products.
 #include "kernel.h"
 #include "knn.h"
 
@@ -14,8 +14,10 @@ namespace {
 // The number that a product sum must reach for a pair nearer than `radius` to matter: see ScreenQueries.
 template <typename T>
 inline int32_t screen_limit(const ScreenQueries& screen, int64_t query, T radius) {
-  if (!(radius >= Limits<T>::kScreenable)) return INT32_MIN;
-  const double reach = static_cast<double>(radius) * screen.steps + screen.error[query];
+  if (radius == 0) return INT32_MAX;  // nothing is nearer
+  // Below kScreenable squares underflow; a larger radius lets more through.
+  const double wide = static_cast<double>(radius > Limits<T>::kScreenable ? radius : Limits<T>::kScreenable);
+  const double reach = wide * screen.steps + screen.error[query];
   const double square = reach * reach * (1 + 1e-9);
   if (!(square < 0x1p30)) return INT32_MIN;
   // Truncated and one less: not above the exact number.
@@ -104,7 +106,7 @@ inline __attribute__((always_inline)) void multiply_codes(const ScreenTiles& cod
   }
 }
 
-// The `rank`-th largest of 16 * vectors numbers, or a little less: halving the range 12 times.
+// The `rank`-th largest of 16 * vectors numbers, or less by up to a 4096th of their range: halving it 12 times.
 inline int32_t ranked(const __m512i* numbers, int64_t vectors, int64_t rank) {
   __m512i top = numbers[0], bottom = numbers[0];
   for (int64_t v = 1; v < vectors; ++v) {
@@ -144,17 +146,18 @@ void store_scores(const ScreenTiles& codes, const int32_t* tiles, int64_t count,
   }
 }
 
-// As scan_all, with the screen in front, which is strict from the start: the radius is guessed from the product sums of
-// all candidates first. They are dealt out to sets, four to eight times as many as neighbours are sought; the k-th best
-// of the sets' best sums is seldom far from the k-th best of all, and takes no more than a maximum a vector.
+// The radius is guessed from the product sums of all candidates first, so that the screen is strict from the start. The
+// candidates are dealt out to 64 sets in each of `parts` parts, at least four times as many sets as neighbours are
+// sought; the k-th best of the sets' best sums is seldom far from the k-th best of all, and takes no more than a
+// maximum a vector.
 template <class V, int kGroup>
 void scan_first(const Candidates<typename V::Scalar>& candidates, const ScreenTiles& codes, const int32_t* tiles,
                 int64_t count, const PackedQueries<typename V::Scalar>& queries, const ScreenQueries& screen,
                 const Nearest<typename V::Scalar>& nearest) {
   using T = typename V::Scalar;
   static_assert(kMaxNeighbours % V::kWidth == 0);
-  constexpr int64_t kMostSets = kMaxNeighbours / 16 + 1;
-  const int64_t k = nearest.k, sets = k / 16 + 1 < count ? k / 16 + 1 : count;
+  constexpr int64_t kMostParts = kMaxNeighbours / 16 + 1, kVectors = kTile / 16;
+  const int64_t k = nearest.k, parts = k / 16 + 1 < count ? k / 16 + 1 : count;
   T before[kMaxNeighbours];
   for (int64_t query = 0; query < queries.count; query += kGroup) {
     store_scores<kGroup>(codes, tiles, count, screen.codes + query * codes.blocks, screen.scores);
@@ -162,24 +165,24 @@ void scan_first(const Candidates<typename V::Scalar>& candidates, const ScreenTi
       const int64_t at = query + g;
       if (nearest.bounds[at] < 0) continue;
       const int32_t* scores = screen.scores + g * kFirstTiles * kTile;
-      __m512i best[kMostSets][kTile / 16];
-      for (int64_t set = 0; set < sets; ++set) {
-        __m512i most[kTile / 16];
+      __m512i best[kMostParts * kVectors];
+      for (int64_t part = 0; part < parts; ++part) {
+        __m512i most[kVectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < kTile / 16; ++v) most[v] = _mm512_set1_epi32(INT32_MIN);
-        for (int64_t t = set; t < count; t += sets) {
+        for (int v = 0; v < kVectors; ++v) most[v] = _mm512_set1_epi32(INT32_MIN);
+        for (int64_t t = part; t < count; t += parts) {
 #pragma GCC unroll 4
-          for (int v = 0; v < kTile / 16; ++v) {
+          for (int v = 0; v < kVectors; ++v) {
             most[v] = _mm512_max_epi32(most[v], _mm512_load_si512(scores + t * kTile + 16 * v));
           }
         }
 #pragma GCC unroll 4
-        for (int v = 0; v < kTile / 16; ++v) best[set][v] = most[v];
+        for (int v = 0; v < kVectors; ++v) best[part * kVectors + v] = most[v];
       }
       // The query itself is most often among the candidates, and nearest.
-      const int64_t rank = k + (queries.self[at] >= 0 ? 1 : 0), numbers = 64 * sets;
+      const int64_t rank = k + (queries.self[at] >= 0 ? 1 : 0), sets = kTile * parts;
       const double square =
-          screen.square[at] - 2 * (static_cast<double>(ranked(best[0], 4 * sets, rank < numbers ? rank : numbers)) -
+          screen.square[at] - 2 * (static_cast<double>(ranked(best, kVectors * parts, rank < sets ? rank : sets)) -
                                    static_cast<double>(screen.shift[at]));
       T guess = static_cast<T>((__builtin_sqrt(square > 0 ? square : 0) + kGuessMargin) / screen.steps);
       T* list = nearest.lists + at * nearest.stride;
@@ -194,7 +197,7 @@ void scan_first(const Candidates<typename V::Scalar>& candidates, const ScreenTi
         for (int64_t t = 0; t < count; ++t) {
           uint64_t mask = 0;
 #pragma GCC unroll 4
-          for (int v = 0; v < kTile / 16; ++v) {
+          for (int v = 0; v < kVectors; ++v) {
             mask |= uint64_t{_mm512_cmpge_epi32_mask(_mm512_load_si512(scores + t * kTile + 16 * v),
                                                      _mm512_set1_epi32(limit))}
                     << (16 * v);
@@ -220,7 +223,7 @@ void scan_first(const Candidates<typename V::Scalar>& candidates, const ScreenTi
   }
 }
 
-// As scan_all, with the screen in front; what it lets through is settled now and then.
+// What the screen lets through is settled now and then.
 template <class V, int kGroup>
 void scan_screened(const Candidates<typename V::Scalar>& candidates, const ScreenTiles& codes, const int32_t* tiles,
                    int64_t count, const PackedQueries<typename V::Scalar>& queries, const ScreenQueries& screen,

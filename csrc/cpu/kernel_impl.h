@@ -3,7 +3,7 @@
 //
 // V offers: Scalar, kWidth, kAll (the full mask), load, store, set1, add, sub, fma, min, max, abs, sqrt, less (a bit
 // mask), lane (one lane, broadcast) and shift_in (lanes moved up by one, the first taken from the end of another
-// vector).
+// vector); for the screen also fused, a multiply-add of scalars.
 
 template <typename T>
 struct Limits;

@@ -340,23 +340,25 @@ class Search {
     collect_candidates();
     collect_queries();
     if (query_rows_.empty()) return;
-    const bool arranged = chosen_path == Path::kBoxes || chosen_path == Path::kScreen ||
-                          (chosen_path == Path::kAuto && worth_arranging());
-    if (arranged) arrange();
+    const Path path = chosen_path;  // once: another thread may change it
+    arranged_ = path == Path::kBoxes || path == Path::kScreen || (path == Path::kAuto && worth_arranging());
+    if (arranged_) arrange();
     pack_candidates();
     std::vector<Range> rest = {{0, queries()}};
-    if (arranged) {
+    if (arranged_) {
       make_boxes();
-      const Path best = chosen_path == Path::kAuto ? choose(try_boxes(rest)) : chosen_path.load();
+      const Path best = path == Path::kAuto ? choose(try_boxes(rest)) : path;
       if (best == Path::kBoxes) {
         scan_near(rest);
         return;
       }
-      // Every pair is looked at after all: in the definition's order of dimensions, which needs no second sum.
-      in_order_ = true;
-      if (best == Path::kScreen && choose_steps()) {
+      if (rest.empty()) return;
+      // The choice has chosen the steps already.
+      if (best == Path::kScreen && (path == Path::kAuto || choose_steps())) {
         make_codes();
       } else {
+        // Every pair is looked at: in the definition's order of dimensions, which needs no second sum.
+        in_order_ = true;
         pack_candidates();
       }
     }
@@ -724,7 +726,7 @@ class Search {
         kernel(packed_, screen_, tiles.get(), number, block, screened, nearest);
       }
     };
-    if (!in_order_ || (coded > 0 && packed_.tiles <= kFirstTiles)) {
+    if (!arranged_ || (coded > 0 && packed_.tiles <= kFirstTiles)) {
       std::iota(tiles.get(), tiles.get() + packed_.tiles, 0);
       scan(packed_.tiles, true);
     } else {
@@ -870,7 +872,8 @@ class Search {
   Buffer<Coded> coded_;  // of the candidates, where they are the queries
   std::vector<double> centre_;
   double step_ = 1, per_step_ = 1, worst_error_ = 0;
-  bool in_order_ = false;  // tiles have been packed again in the definition's order
+  bool arranged_ = false;  // candidates are in spatial order
+  bool in_order_ = false;  // dimensions of the tiles stand in the definition's order again
   Buffer<T> edges_;        // boxes of all tiles
   Candidates<T> packed_;
 };

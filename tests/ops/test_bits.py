@@ -76,12 +76,28 @@ def test_adversarial_data(kind: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_problems_that_are_worth_a_choice(kind: str) -> None:
     """So many points that the path is chosen from a sample, and more tiles than the screen's first kernel takes."""
-    rng = np.random.default_rng([6, KINDS.index(kind)])
-    s, q = draw_points(rng, kind, 4500, 9)
-    for k in (1, 12, 100):
-        problem = Problem(torch.from_numpy(s).float(), torch.from_numpy(q).float(), k, origin=f"{kind} 4500, k = {k}")
+    for dtype, n, ks in ((torch.float32, 4500, (1, 12, 100)), (torch.float64, 6000, (12,))):
+        rng = np.random.default_rng([n, KINDS.index(kind)])
+        s, q = draw_points(rng, kind, n, 9)
+        states, values = torch.from_numpy(s).to(dtype), torch.from_numpy(q).to(dtype)
+        for k in ks:
+            problem = Problem(states, values, k, origin=f"{kind} {n} {dtype}, k = {k}")
+            expected = oracle_knn(problem)
+            for path in ("screen", "auto"):
+                _C.set_search_path(path)
+                assert_equals_oracle(problem, path, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_widest_states_and_repeated_ones(dtype: torch.dtype) -> None:
+    """1024 dimensions, and a row that is there 300 times, so that radii are 0 and nothing can be nearer."""
+    rng = np.random.default_rng(7)
+    for n, dim in ((600, 1024), (5000, 5)):
+        s, q = draw_points(rng, "normal", n, dim)
+        s[:300], q[:300] = s[0], q[0]
+        problem = Problem(torch.from_numpy(s).to(dtype), torch.from_numpy(q).to(dtype), 12, origin=f"{n} x {dim}")
         expected = oracle_knn(problem)
-        for path in ("screen", "auto"):
+        for path in SEARCH_PATHS:
             _C.set_search_path(path)
             assert_equals_oracle(problem, path, expected)
 
@@ -89,13 +105,14 @@ def test_problems_that_are_worth_a_choice(kind: str) -> None:
 def test_few_queries_against_many_references() -> None:
     rng = np.random.default_rng(5)
     s, q = draw_points(rng, "trajectory", 20_000, 11)
-    states, values = torch.from_numpy(s).float(), torch.from_numpy(q).float()
     rows = torch.from_numpy(rng.permutation(20_000)[:100])
-    problem = Problem(states[rows], values[rows], 10, states, values, rows, origin="buffer")
-    expected = oracle_knn(problem)
-    for path in SEARCH_PATHS:
-        _C.set_search_path(path)
-        assert_equals_oracle(problem, path, expected)
+    for dtype in (torch.float32, torch.float64):
+        states, values = torch.from_numpy(s).to(dtype), torch.from_numpy(q).to(dtype)
+        problem = Problem(states[rows], values[rows], 10, states, values, rows, origin=f"buffer {dtype}")
+        expected = oracle_knn(problem)
+        for path in SEARCH_PATHS:
+            _C.set_search_path(path)
+            assert_equals_oracle(problem, path, expected)
 
 
 def test_reference_module_has_the_oracles_bits() -> None:
