@@ -90,8 +90,6 @@ bool has_bf16() {
 #endif
 }
 
-int64_t multiply_adds(int64_t rounds) { return kernel_set().single.multiply_adds(rounds); }
-
 template <typename T>
 void critic_values(const Critics<T>& c, T* out, const Threads& threads) {
   const CriticKernels<T>& k = kernels<T>(c);

@@ -10,9 +10,6 @@ inline constexpr int64_t kMaxCriticLayers = 16;
 // Whether this CPU has the instructions that `Critics::bf16` asks for.
 bool has_bf16();
 
-// Runs float32 multiply-adds that are bound by nothing else, on this thread; returns the floating-point operations.
-int64_t multiply_adds(int64_t rounds);
-
 // values: [S, E, batch, actions]
 template <typename T>
 void critic_values(const Critics<T>& critics, T* values, const Threads& threads);

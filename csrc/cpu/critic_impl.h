@@ -529,29 +529,7 @@ LossSums<T> conservative(const ConservativeLoss<T>& loss, const CriticRange& ran
   return sums;
 }
 
-// The most that products can reach: nothing is loaded, every multiply-add waits for one of the round before.
-template <typename T>
-int64_t multiply_adds(int64_t rounds) {
-  Vector<T> acc[kRows][2] = {};
-  Vector<T> factor{}, term{};
-  factor += T(0.5), term += T(1);
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) acc[i][0] += T(2 * i), acc[i][1] += T(2 * i + 1);  // equal sums would become one
-  for (int64_t r = 0; r < rounds; ++r) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      acc[i][0] = acc[i][0] * factor + term;
-      acc[i][1] = acc[i][1] * factor + term;
-    }
-  }
-  Vector<T> sum{};
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) sum += acc[i][0] + acc[i][1];
-  // All sums stay below 2 * kRows, so this adds nothing; the compiler does not know.
-  return 4 * kRows * kLanes<T> * rounds + (sum[0] > T(1000) ? 1 : 0);
-}
-
 template <typename Products, typename T = typename Products::Scalar>
 constexpr CriticKernels<T> make_critic_kernels() {
-  return {workspace<Products>, values<Products>, conservative<Products>, multiply_adds<T>};
+  return {workspace<Products>, values<Products>, conservative<Products>};
 }

@@ -28,8 +28,6 @@ struct CriticKernels {
   // Overwrites the gradients [inputs, outputs] and [outputs] of this critic's layers.
   LossSums<T> (*conservative)(const ConservativeLoss<T>&, const CriticRange&, T* workspace, T* const* weight_grads,
                               T* const* bias_grads);
-  // Floating-point operations of as many independent multiply-adds as the registers hold, `rounds` times over.
-  int64_t (*multiply_adds)(int64_t rounds);
 };
 
 struct CriticKernelSet {

@@ -898,6 +898,13 @@ void knn(const KnnProblem<T>& problem, const Threads& threads) {
 template void knn<float>(const KnnProblem<float>&, const Threads&);
 template void knn<double>(const KnnProblem<double>&, const Threads&);
 
+int64_t multiply_adds(int64_t rounds) {
+  const Kernels<float>& set = kernels<float>();
+  Buffer<float> lanes(set.width);
+  std::fill_n(lanes.get(), set.width, 0.5f);
+  return 2 * set.multiply_add(rounds, lanes.get());
+}
+
 template <typename T>
 HotLoopSpeed hot_loop_speed(int64_t dim) {
   if (dim < 1 || dim > kMaxDim) {

@@ -29,6 +29,9 @@ void set_instruction_set(const std::string& name);
 // instruction set has one; "auto" decides from the shape and a small sample of the data.
 void set_search_path(const std::string& name);
 
+// Runs float32 multiply-adds that are bound by nothing else, on this thread; returns the floating-point operations.
+int64_t multiply_adds(int64_t rounds);
+
 // Multiply-adds per second of the calling thread's processor time: those of scan_all's register tile (one for each
 // dimension of a pair, its subtraction not counted) where no pair survives, and those of a loop that does nothing else.
 // Medians of interleaved runs of a millisecond.

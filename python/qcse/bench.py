@@ -159,7 +159,7 @@ def peak_rate(threads: int) -> float:
     """Float32 operations per second that `threads` threads reach together on multiply-adds alone."""
 
     def run() -> None:
-        _C.multiply_adds(2_000_000)
+        _C.multiply_adds(4_000_000)
 
     rates = []
     for _ in range(5):
@@ -167,7 +167,7 @@ def peak_rate(threads: int) -> float:
         begin = time.perf_counter()
         for worker in workers:
             worker.start()
-        done = _C.multiply_adds(2_000_000) * threads
+        done = _C.multiply_adds(4_000_000) * threads
         for worker in workers:
             worker.join()
         rates.append(done / (time.perf_counter() - begin))
