@@ -11,6 +11,7 @@ constexpr int kFeatures = 4;
 
 }  // namespace
 
-const CriticKernelSet kAvx2Critic = {"avx2", make_critic_kernels<Plain<float>>(), make_critic_kernels<Plain<double>>()};
+const CriticKernelSet kAvx2Critic = {"avx2", make_critic_kernels<Sparse<float>>(),
+                                     make_critic_kernels<Sparse<double>>()};
 
 }  // namespace qcse::cpu

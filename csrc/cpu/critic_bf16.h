@@ -54,17 +54,19 @@ struct Bfloat16 {
     _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi16(even, second, odd));
   }
 
-  static void convert(const Panels<float>& from, int64_t rows, Factor& to) {
+  static void convert(const Panels<float>& from, const Tiles& tiles, int use, Factor& to) {
     to.columns = from.columns;
     for (int64_t p = 0; p < to.panels(); ++p) {
       const float* in = from.panel(p);
       uint16_t* row = to.by_row + p * 2 * to.pairs * kWidth;
       uint32_t* pair = to.by_pair + p * to.pairs * kWidth;
-      for (int64_t r = 0; r < rows; r += 2, in += 2 * kWidth, row += 2 * kWidth, pair += kWidth) {
-        const __m512i even = rounded(in), odd = r + 1 < rows ? rounded(in + kWidth) : _mm512_setzero_si512();
-        _mm512_storeu_si512(row, even);
-        _mm512_storeu_si512(row + kWidth, odd);
-        store_pairs(even, odd, pair);
+      for (int64_t r = 0; r < tiles.rows; r += 2, in += 2 * kWidth, row += 2 * kWidth, pair += kWidth) {
+        const __m512i even = rounded(in), odd = r + 1 < tiles.rows ? rounded(in + kWidth) : _mm512_setzero_si512();
+        if (use & kProduct) {
+          _mm512_storeu_si512(row, even);
+          _mm512_storeu_si512(row + kWidth, odd);
+        }
+        if (use & kGradient) store_pairs(even, odd, pair);
       }
     }
   }
@@ -99,8 +101,9 @@ struct Bfloat16 {
 
   // acc[i] += x(row + i, 0 .. depth) times the rows of one weight panel.
   template <int Rows>
-  static inline __attribute__((always_inline)) void multiply(const Factor& x, int64_t row, const uint32_t* weight,
-                                                             int64_t depth, Vector<float> (&acc)[Rows][2]) {
+  static inline __attribute__((always_inline)) void multiply(const Factor& x, int64_t, int64_t row,
+                                                             const uint32_t* weight, int64_t depth,
+                                                             Vector<float> (&acc)[Rows][2]) {
     for (int64_t first = 0; first < depth; first += kWidth) {
       const uint16_t* in = x.row(first / kWidth, row);
       const int64_t width = smaller(depth - first, kWidth);
@@ -116,9 +119,9 @@ struct Bfloat16 {
     }
   }
 
-  // grad (panels of outputs, one row per input) += x^T g over `rows` rows.
-  static void accumulate(const Factor& x, const Factor& g, int64_t rows, const Panels<float>& grad) {
-    const int64_t pairs = (rows + 1) / 2;
+  // grad (panels of outputs, one row per input) += x^T g.
+  static void accumulate(const Factor& x, const Factor& g, const Tiles& tiles, const Panels<float>& grad) {
+    const int64_t pairs = (tiles.rows + 1) / 2;
     for (int64_t first = 0; first < x.columns; first += kFeatures) {
       for (int64_t p = 0; p < g.panels(); ++p) {
         float* sum = grad.panel(p) + first * kWidth;

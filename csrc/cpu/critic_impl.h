@@ -1,14 +1,24 @@
 // The fused critic step, included once per instruction set inside an anonymous namespace, after
 //   kBytes     size of a vector register
-//   kRows      rows of a register tile: 2 * kRows accumulators and 2 more registers must fit
-//   kFeatures  as kRows, for weight gradients; divides the panel width
+//   kRows      most rows of a register tile: 2 * kRows accumulators and 3 more registers must fit
+//   kFeatures  as kRows, for dense weight gradients; divides the panel width
 //
 // Every matrix is kept in panels: kPanel<T> = two vectors' worth of columns, row after row, panel after panel. A
-// product then reads its right factor as one stream of vectors and its left one by broadcasting single numbers.
+// product then reads its right factor as vectors and its left one by broadcasting single numbers.
 
 template <typename T>
 struct VectorOf {
   typedef T Type __attribute__((vector_size(kBytes)));
+};
+template <int Bytes>
+struct UnsignedOf;
+template <>
+struct UnsignedOf<4> {
+  using Type = uint32_t;
+};
+template <>
+struct UnsignedOf<8> {
+  using Type = uint64_t;
 };
 template <typename T>
 using Vector = typename VectorOf<T>::Type;
@@ -81,30 +91,68 @@ struct Arena {
     used += round_up(scalars, 64 / static_cast<int64_t>(sizeof(T)));
     return piece;
   }
+  template <typename U>
+  U* take_as(int64_t count) {
+    return reinterpret_cast<U*>(take(count * static_cast<int64_t>(sizeof(U)) / static_cast<int64_t>(sizeof(T)) + 1));
+  }
   Panels<T> panels(int64_t rows, int64_t columns) {
     // Register tiles of features may run over the last column's feature tile, never over a panel.
     return {take(panel_scalars<T>(rows, columns)), rows, columns};
   }
 };
 
-// How products hold their factors. This one takes them as they are; critic_bf16.h has another.
-template <typename T>
-struct Plain {
-  using Scalar = T;
-  using Factor = Panels<T>;  // activations and their gradients
-  using Weight = Panels<T>;
+// Consecutive rows, at most kRows, that are multiplied together.
+struct Tile {
+  int64_t row, rows;
+};
+struct Tiles {
+  Tile* at;
+  int64_t count;
+  int64_t rows;  // of all of them
+};
 
-  static Factor factor(Arena<T>&, int64_t, int64_t) { return {nullptr, 0, 0}; }
-  static void convert(const Panels<T>& from, int64_t, Factor& to) { to = from; }
-  static Weight weight(Arena<T>& arena, int64_t inputs, int64_t outputs) { return arena.panels(inputs, outputs); }
-  static void pack_weight(const T* source, int64_t inputs, int64_t outputs, int64_t row_step, int64_t column_step,
-                          const Weight& to) {
-    pack(source, inputs, outputs, row_step, column_step, to);
+// Cuts each state's rows, or those of a few states that have few, into tiles of equal size: rows of one state are
+// alike, and zero in the same columns. Rows of state i: [first_row[i], first_row[i + 1]).
+inline void cut(const int64_t* first_row, int64_t states, Tiles& tiles) {
+  tiles.count = 0;
+  tiles.rows = first_row[states];
+  for (int64_t i = 0; i < states;) {
+    const int64_t begin = first_row[i++];
+    while (i < states && first_row[i] - begin < kRows) ++i;
+    const int64_t rows = first_row[i] - begin, parts = (rows + kRows - 1) / kRows;
+    for (int64_t p = 0; p < parts; ++p) {
+      const int64_t from = rows * p / parts;
+      tiles.at[tiles.count++] = {begin + from, rows * (p + 1) / parts - from};
+    }
   }
+}
+
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
+
+// body(Number<rows>) for rows = 1 .. kRows.
+template <int Rows = kRows, typename Body>
+inline void with_rows(int64_t rows, const Body& body) {
+  if (rows == Rows) return body(Number<Rows>());
+  if constexpr (Rows > 1) with_rows<Rows - 1>(rows, body);
+}
+
+// What a factor is made ready for: the products along a layer or back through it, its weights' gradient, or both.
+enum Use { kProduct = 1, kGradient = 2 };
+
+// How products hold their factors. This one takes them as they are, and every number of them: the first layer's are
+// few and seldom zero.
+template <typename T>
+struct Dense {
+  using Scalar = T;
+  using Factor = Panels<T>;  // inputs and gradients
+  using Weight = Panels<T>;
 
   // acc[i] += x(row + i, 0 .. depth) times the rows of one weight panel.
   template <int Rows>
-  static inline __attribute__((always_inline)) void multiply(const Panels<T>& x, int64_t row, const T* weight,
+  static inline __attribute__((always_inline)) void multiply(const Factor& x, int64_t, int64_t row, const T* weight,
                                                              int64_t depth, Vector<T> (&acc)[Rows][2]) {
     for (int64_t first = 0; first < depth; first += kPanel<T>) {
       const T* in = x.panel(first / kPanel<T>) + row * kPanel<T>;
@@ -122,7 +170,7 @@ struct Plain {
   }
 
   // grad (panels of outputs, one row per input) += x^T g over `rows` rows.
-  static void accumulate(const Panels<T>& x, const Panels<T>& g, int64_t rows, const Panels<T>& grad) {
+  static void accumulate(const Factor& x, const Factor& g, int64_t rows, const Panels<T>& grad) {
     for (int64_t first = 0; first < x.columns; first += kFeatures) {
       const T* in = x.panel(first / kPanel<T>) + first % kPanel<T>;
       for (int64_t p = 0; p < g.panels(); ++p) {
@@ -151,9 +199,154 @@ struct Plain {
   }
 };
 
+// The numbers of the set bits of each byte, in order.
+struct SetBits {
+  uint32_t numbers[256][8] = {};
+  uint8_t count[256] = {};
+  constexpr SetBits() {
+    for (int byte = 0; byte < 256; ++byte) {
+      for (int i = 0; i < 8; ++i) {
+        if (byte >> i & 1) numbers[byte][count[byte]++] = static_cast<uint32_t>(i);
+      }
+    }
+  }
+};
+constexpr SetBits kSetBits;
+
+// Products between hidden layers, whose left factor comes out of a ReLU: some half of its numbers are zero. A column
+// that is zero in all rows of a tile is left out, which changes nothing but the sign of a zero (and hides an infinite
+// weight behind it).
+template <typename T>
+struct Sparse {
+  using Scalar = T;
+  using Weight = Panels<T>;
+  struct Factor {
+    Panels<T> x;
+    // Of tile t, from [t * stride] on, for each column that counts: where it is in a row of x, and where its row is in
+    // a panel of the weights or of their gradients; in bytes.
+    uint32_t *columns, *weights;
+    int64_t* counts;
+    int64_t stride;
+  };
+
+  static Factor factor(Arena<T>& arena, int64_t rows, int64_t width) {
+    const int64_t stride = width + 8;  // whole vectors of 8 are written
+    uint32_t* columns = arena.template take_as<uint32_t>(rows * stride);
+    uint32_t* weights = arena.template take_as<uint32_t>(rows * stride);
+    return {{nullptr, 0, 0}, columns, weights, arena.template take_as<int64_t>(rows), stride};
+  }
+  static Weight weight(Arena<T>& arena, int64_t inputs, int64_t outputs) { return arena.panels(inputs, outputs); }
+  static void pack_weight(const T* source, int64_t inputs, int64_t outputs, int64_t row_step, int64_t column_step,
+                          const Weight& to) {
+    pack(source, inputs, outputs, row_step, column_step, to);
+  }
+
+  static const T* at(const T* base, uint32_t bytes) {
+    return reinterpret_cast<const T*>(reinterpret_cast<const char*>(base) + bytes);
+  }
+  static T* at(T* base, uint32_t bytes) { return reinterpret_cast<T*>(reinterpret_cast<char*>(base) + bytes); }
+
+  // Lists the columns of each tile.
+  static void convert(const Panels<T>& from, const Tiles& tiles, int, Factor& to) {
+    using Unsigned = typename UnsignedOf<sizeof(T)>::Type;
+    typedef uint32_t List __attribute__((vector_size(32)));
+    constexpr uint32_t kRowBytes = kPanel<T> * sizeof(T);
+    to.x = from;
+    const int64_t panels = from.panels(), panel_step = from.rows * kPanel<T>;
+    Vector<Unsigned> lane_bit[2];
+    for (int64_t i = 0; i < kPanel<T>; ++i) lane_bit[i / kLanes<T>][i % kLanes<T>] = Unsigned(1) << i;
+    for (int64_t t = 0; t < tiles.count; ++t) {
+      uint32_t* columns = to.columns + t * to.stride;
+      uint32_t* weights = to.weights + t * to.stride;
+      const int64_t rows = tiles.at[t].rows;
+      int64_t count = 0;
+      for (int64_t p = 0; p < panels; ++p) {
+        const T* in = from.panel(p) + tiles.at[t].row * kPanel<T>;
+        Vector<Unsigned> any[2] = {};
+        for (int64_t r = 0; r < rows; ++r, in += kPanel<T>) {
+          const Unsigned* words = reinterpret_cast<const Unsigned*>(in);
+          any[0] |= load(words), any[1] |= load(words + kLanes<T>);
+        }
+        const Vector<Unsigned> parts = (any[0] != 0 ? lane_bit[0] : 0) | (any[1] != 0 ? lane_bit[1] : 0);
+        Unsigned bits = 0;
+        for (int64_t i = 0; i < kLanes<T>; ++i) bits |= parts[i];
+        for (int64_t c = 0; c < kPanel<T>; c += 8) {
+          const uint64_t byte = bits >> c & 255;
+          List list;
+          __builtin_memcpy(&list, kSetBits.numbers[byte], sizeof list);
+          const List column = (list + static_cast<uint32_t>(p * panel_step + c)) * static_cast<uint32_t>(sizeof(T));
+          const List weight = (list + static_cast<uint32_t>(p * kPanel<T> + c)) * kRowBytes;
+          __builtin_memcpy(columns + count, &column, sizeof column);
+          __builtin_memcpy(weights + count, &weight, sizeof weight);
+          count += kSetBits.count[byte];
+        }
+      }
+      to.counts[t] = count;
+    }
+  }
+
+  // acc[i] += x(row + i, all columns) times the rows of one weight panel.
+  template <int Rows>
+  static inline __attribute__((always_inline)) void multiply(const Factor& x, int64_t tile, int64_t row,
+                                                             const T* weight, int64_t, Vector<T> (&acc)[Rows][2]) {
+    const uint32_t *columns = x.columns + tile * x.stride, *weights = x.weights + tile * x.stride;
+    const T* in = x.x.data + row * kPanel<T>;
+    const int64_t count = x.counts[tile];
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < count; ++k) {
+      const T* w = at(weight, weights[k]);
+      const T* column = at(in, columns[k]);
+      const Vector<T> w0 = load(w), w1 = load(w + kLanes<T>);
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) {
+        const T factor = column[i * kPanel<T>];
+        acc[i][0] += factor * w0;
+        acc[i][1] += factor * w1;
+      }
+    }
+  }
+
+  // One panel of grad += x^T g over one tile, whose rows of g stay in registers.
+  template <int Rows>
+  static void add_tile(const Factor& x, int64_t tile, int64_t row, const T* g, T* grad) {
+    Vector<T> g_rows[Rows][2];
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      g_rows[i][0] = load(g + (row + i) * kPanel<T>), g_rows[i][1] = load(g + (row + i) * kPanel<T> + kLanes<T>);
+    }
+    const uint32_t *columns = x.columns + tile * x.stride, *weights = x.weights + tile * x.stride;
+    const T* in = x.x.data + row * kPanel<T>;
+    const int64_t count = x.counts[tile];
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < count; ++k) {
+      T* sum = at(grad, weights[k]);
+      const T* column = at(in, columns[k]);
+      Vector<T> s0 = load(sum), s1 = load(sum + kLanes<T>);
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) {
+        const T factor = column[i * kPanel<T>];
+        s0 += factor * g_rows[i][0];
+        s1 += factor * g_rows[i][1];
+      }
+      store(sum, s0), store(sum + kLanes<T>, s1);
+    }
+  }
+
+  // grad (panels of outputs, one row per input) += x^T g.
+  static void accumulate(const Factor& x, const Factor& g, const Tiles& tiles, const Panels<T>& grad) {
+    for (int64_t p = 0; p < g.x.panels(); ++p) {
+      for (int64_t t = 0; t < tiles.count; ++t) {
+        const Tile tile = tiles.at[t];
+        with_rows(tile.rows, [&](auto rows) { add_tile<rows.value>(x, t, tile.row, g.x.panel(p), grad.panel(p)); });
+      }
+    }
+  }
+};
+
+// The ReLU; not-a-number stays, as it does in torch, for a run that diverges must show it.
 template <typename T>
 inline Vector<T> positive(Vector<T> v) {
-  return v > 0 ? v : Vector<T>{};
+  return 0 > v ? Vector<T>{} : v;
 }
 
 // How a layer's sums begin and end.
@@ -165,50 +358,49 @@ enum class Layer {
 };
 
 template <typename Products, Layer kind, int Rows, typename T = typename Products::Scalar>
-inline __attribute__((always_inline)) void layer_tile(const typename Products::Factor& x, int64_t row,
-                                                      const typename Products::Weight& weight, int64_t depth,
-                                                      const typename Products::Scalar* bias, const Panels<T>& start,
-                                                      int64_t group, const Panels<T>& gate, const Panels<T>& out) {
-  for (int64_t p = 0; p < out.panels(); ++p) {
-    Vector<T> acc[Rows][2];
+void layer_tile(const typename Products::Factor& x, int64_t tile, int64_t row, int64_t p,
+                const typename Products::Weight& weight, int64_t depth, const T* bias, const Panels<T>& start,
+                int64_t group, const Panels<T>& gate, const Panels<T>& out) {
+  Vector<T> acc[Rows][2];
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
-      if constexpr (kind == Layer::kState) {
-        const T* from = start.panel(p) + (row + i) / group * kPanel<T>;
-        acc[i][0] = load(from), acc[i][1] = load(from + kLanes<T>);
-      } else if constexpr (kind == Layer::kMask) {
-        acc[i][0] = acc[i][1] = Vector<T>{};
-      } else {
-        acc[i][0] = load(bias + p * kPanel<T>), acc[i][1] = load(bias + p * kPanel<T> + kLanes<T>);
-      }
+  for (int i = 0; i < Rows; ++i) {
+    if constexpr (kind == Layer::kState) {
+      const T* from = start.panel(p) + (row + i) / group * kPanel<T>;
+      acc[i][0] = load(from), acc[i][1] = load(from + kLanes<T>);
+    } else if constexpr (kind == Layer::kMask) {
+      acc[i][0] = acc[i][1] = Vector<T>{};
+    } else {
+      acc[i][0] = load(bias + p * kPanel<T>), acc[i][1] = load(bias + p * kPanel<T> + kLanes<T>);
     }
-    Products::template multiply<Rows>(x, row, weight.panel(p), depth, acc);
-    T* to = out.panel(p) + row * kPanel<T>;
-    const T* open = kind == Layer::kMask ? gate.panel(p) + row * kPanel<T> : nullptr;
+  }
+  Products::template multiply<Rows>(x, tile, row, weight.panel(p), depth, acc);
+  T* to = out.panel(p) + row * kPanel<T>;
+  const T* open = kind == Layer::kMask ? gate.panel(p) + row * kPanel<T> : nullptr;
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
+  for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 2
-      for (int h = 0; h < 2; ++h) {
-        Vector<T> v = acc[i][h];
-        if constexpr (kind == Layer::kMask) v = load(open + i * kPanel<T> + h * kLanes<T>) > 0 ? v : Vector<T>{};
-        if constexpr (kind == Layer::kRelu || kind == Layer::kState) v = positive<T>(v);
-        store(to + i * kPanel<T> + h * kLanes<T>, v);
-      }
+    for (int h = 0; h < 2; ++h) {
+      Vector<T> v = acc[i][h];
+      if constexpr (kind == Layer::kMask) v = load(open + i * kPanel<T> + h * kLanes<T>) > 0 ? v : Vector<T>{};
+      if constexpr (kind == Layer::kRelu || kind == Layer::kState) v = positive<T>(v);
+      store(to + i * kPanel<T> + h * kLanes<T>, v);
     }
   }
 }
 
-// out = x times weight for `rows` rows.
+// out = x times weight. A panel of weights stays in the first-level cache for all tiles.
 template <typename Products, Layer kind, typename T = typename Products::Scalar>
-void layer(const typename Products::Factor& x, int64_t rows, const typename Products::Weight& weight, int64_t depth,
-           const typename Products::Scalar* bias, const Panels<T>& start, int64_t group, const Panels<T>& gate,
-           const Panels<T>& out) {
-  int64_t row = 0;
-  for (; row + kRows <= rows; row += kRows) {
-    layer_tile<Products, kind, kRows>(x, row, weight, depth, bias, start, group, gate, out);
+void layer(const typename Products::Factor& x, const Tiles& tiles, const typename Products::Weight& weight,
+           int64_t depth, const typename Products::Scalar* bias, const Panels<T>& start, int64_t group,
+           const Panels<T>& gate, const Panels<T>& out) {
+  for (int64_t p = 0; p < out.panels(); ++p) {
+    for (int64_t t = 0; t < tiles.count; ++t) {
+      const Tile tile = tiles.at[t];
+      with_rows(tile.rows, [&](auto rows) {
+        layer_tile<Products, kind, rows.value>(x, t, tile.row, p, weight, depth, bias, start, group, gate, out);
+      });
+    }
   }
-  for (; row + 4 <= rows; row += 4) layer_tile<Products, kind, 4>(x, row, weight, depth, bias, start, group, gate, out);
-  for (; row < rows; ++row) layer_tile<Products, kind, 1>(x, row, weight, depth, bias, start, group, gate, out);
 }
 
 // sums (one row of panels, as long as the columns) += column sums of g over rows [begin, end).
@@ -225,7 +417,7 @@ void accumulate_columns(const Panels<T>& g, int64_t begin, int64_t end, T* sums,
 
 constexpr int64_t kMaxLayers = 16;
 
-// One critic's parameters in panels, and the activations of one chunk. The first layer's products are few and plain.
+// One critic's parameters in panels, and the activations of one chunk.
 template <typename Products>
 struct Work {
   using T = typename Products::Scalar;
@@ -244,7 +436,8 @@ struct Work {
   T* bias_grad[kMaxLayers];
   T* last_grad;
   int64_t chunk_states;
-  int64_t first_row[kChunkRows + 1];  // of each of the chunk's states, once rows without a gradient are gone
+  int64_t first_row[kChunkRows + 1];  // of each of the chunk's states; others once rows without a gradient are gone
+  Tiles state_tiles, tiles;           // of the chunk's states, and of its rows
 
   // Lays everything out; with a null arena this only counts.
   Work(const Critics<T>& c, bool gradient, Arena<T>& arena) {
@@ -266,6 +459,8 @@ struct Work {
     actions = arena.panels(rows, c.action_dim);
     base = arena.panels(chunk_states, c.widths[0]);
     q = arena.take(rows);
+    state_tiles.at = arena.template take_as<Tile>(chunk_states);
+    tiles.at = arena.template take_as<Tile>(rows);
     if (!gradient) return;
     q_grad = arena.take(rows);
     up = arena.panels(rows, widest);
@@ -320,14 +515,18 @@ void forward(const Critics<T>& c, int64_t seed, int64_t net, int64_t first, int6
   const Panels<T> none{nullptr, 0, 0};
   pack(states, count, c.state_dim, c.state_dim, 1, work.states);
   pack(actions, rows, c.action_dim, c.action_dim, 1, work.actions);
-  layer<Plain<T>, Layer::kPlain>(work.states, count, work.state_weight, c.state_dim, work.bias[0], none, 1, none,
-                                 work.base);
-  layer<Plain<T>, Layer::kState>(work.actions, rows, work.action_weight, c.action_dim, nullptr, work.base, c.actions,
-                                 none, work.hidden[0]);
+  for (int64_t i = 0; i <= count; ++i) work.first_row[i] = i;
+  cut(work.first_row, count, work.state_tiles);
+  for (int64_t i = 0; i <= count; ++i) work.first_row[i] = i * c.actions;
+  cut(work.first_row, count, work.tiles);
+  layer<Dense<T>, Layer::kPlain>(work.states, work.state_tiles, work.state_weight, c.state_dim, work.bias[0], none, 1,
+                                 none, work.base);
+  layer<Dense<T>, Layer::kState>(work.actions, work.tiles, work.action_weight, c.action_dim, nullptr, work.base,
+                                 c.actions, none, work.hidden[0]);
   for (int64_t l = 1; l < hidden_layers; ++l) {
-    Products::convert(work.hidden[l - 1], rows, work.hidden_factor[l - 1]);
-    layer<Products, Layer::kRelu>(work.hidden_factor[l - 1], rows, work.weight[l], c.widths[l - 1], work.bias[l], none,
-                                  1, none, work.hidden[l]);
+    Products::convert(work.hidden[l - 1], work.tiles, kProduct, work.hidden_factor[l - 1]);
+    layer<Products, Layer::kRelu>(work.hidden_factor[l - 1], work.tiles, work.weight[l], c.widths[l - 1], work.bias[l],
+                                  none, 1, none, work.hidden[l]);
   }
   const Panels<T>& top = work.hidden[hidden_layers - 1];
   const T bias = c.biases[hidden_layers][net];
@@ -345,10 +544,10 @@ void forward(const Critics<T>& c, int64_t seed, int64_t net, int64_t first, int6
   }
 }
 
-// Moves the rows whose q_grad is not zero together, in order, and returns how many there are. The others add nothing to
-// any gradient: Cal-QL's policy actions below the bound, states at the floor, weights of the log-sum-exp that vanish.
+// Moves the rows whose q_grad is not zero together, in order, and cuts them into tiles. The others add nothing to any
+// gradient: Cal-QL's policy actions below the bound, states at the floor, weights of the log-sum-exp that vanish.
 template <typename Products, typename T = typename Products::Scalar>
-int64_t drop_idle_rows(const Critics<T>& c, int64_t count, Work<Products>& work) {
+void drop_idle_rows(const Critics<T>& c, int64_t count, Work<Products>& work) {
   const int64_t rows = count * c.actions, hidden_layers = c.layers - 1;
   int64_t busy = 0;
   for (int64_t r = 0; r < rows; ++r) busy += work.q_grad[r] != 0;
@@ -372,16 +571,13 @@ int64_t drop_idle_rows(const Critics<T>& c, int64_t count, Work<Products>& work)
     ++kept;
   }
   work.first_row[count] = kept;
-  if (kept < rows) {
-    for (int64_t l = 0; l + 1 < hidden_layers; ++l) Products::convert(work.hidden[l], kept, work.hidden_factor[l]);
-  }
-  return kept;
+  if (kept < rows) cut(work.first_row, count, work.tiles);
 }
 
 // Parameter gradients of sum_r q_grad[r] q[r] over the rows that `forward` and `drop_idle_rows` left.
 template <typename Products, typename T = typename Products::Scalar>
-void backward(const Critics<T>& c, int64_t count, int64_t rows, Work<Products>& work, T* output_bias_grad) {
-  const int64_t hidden_layers = c.layers - 1;
+void backward(const Critics<T>& c, int64_t count, Work<Products>& work, T* output_bias_grad) {
+  const int64_t rows = work.tiles.rows, hidden_layers = c.layers - 1;
   const Panels<T> none{nullptr, 0, 0};
   Panels<T> up = work.up, down = work.down;
   const Panels<T>& top = work.hidden[hidden_layers - 1];
@@ -402,22 +598,23 @@ void backward(const Critics<T>& c, int64_t count, int64_t rows, Work<Products>& 
   }
   for (int64_t r = 0; r < rows; ++r) *output_bias_grad += work.q_grad[r];
   for (int64_t l = hidden_layers - 1; l > 0; --l) {
-    Products::convert(up, rows, work.up_factor);
-    Products::accumulate(work.hidden_factor[l - 1], work.up_factor, rows, work.weight_grad[l]);
+    Products::convert(work.hidden[l - 1], work.tiles, kGradient, work.hidden_factor[l - 1]);
+    Products::convert(up, work.tiles, kProduct | kGradient, work.up_factor);
+    Products::accumulate(work.hidden_factor[l - 1], work.up_factor, work.tiles, work.weight_grad[l]);
     accumulate_columns(up, 0, rows, work.bias_grad[l], kPanel<T>);
     down.columns = c.widths[l - 1];
-    layer<Products, Layer::kMask>(work.up_factor, rows, work.back[l], c.widths[l], nullptr, none, 1, work.hidden[l - 1],
-                                  down);
+    layer<Products, Layer::kMask>(work.up_factor, work.tiles, work.back[l], c.widths[l], nullptr, none, 1,
+                                  work.hidden[l - 1], down);
     const Panels<T> swap = up;
     up = down, down = swap;
   }
-  Plain<T>::accumulate(work.actions, up, rows, work.action_weight_grad);
+  Dense<T>::accumulate(work.actions, up, rows, work.action_weight_grad);
   const Panels<T>& base = work.base_grad;
   fill(base.data, panel_scalars<T>(base.rows, base.columns), T(0));
   for (int64_t i = 0; i < count; ++i) {
     accumulate_columns(up, work.first_row[i], work.first_row[i + 1], base.data + i * kPanel<T>, base.rows * kPanel<T>);
   }
-  Plain<T>::accumulate(work.states, base, count, work.state_weight_grad);
+  Dense<T>::accumulate(work.states, base, count, work.state_weight_grad);
   accumulate_columns(base, 0, count, work.bias_grad[0], kPanel<T>);
 }
 
@@ -515,7 +712,8 @@ LossSums<T> conservative(const ConservativeLoss<T>& loss, const CriticRange& ran
     const int64_t count = smaller(work.chunk_states, range.end - first);
     forward(c, range.seed, net, first, count, work);
     loss_rows(loss, range.seed, first, count, work, sums);
-    backward(c, count, drop_idle_rows(c, count, work), work, &output_bias_grad);
+    drop_idle_rows(c, count, work);
+    backward(c, count, work, &output_bias_grad);
   }
   unpack(work.state_weight_grad, c.state_dim, weight_grads[0]);
   unpack(work.action_weight_grad, c.action_dim, weight_grads[0] + c.state_dim * c.widths[0]);

@@ -11,7 +11,7 @@ constexpr int kFeatures = 4;
 
 }  // namespace
 
-const CriticKernelSet kPortableCritic = {"portable", make_critic_kernels<Plain<float>>(),
-                                         make_critic_kernels<Plain<double>>()};
+const CriticKernelSet kPortableCritic = {"portable", make_critic_kernels<Sparse<float>>(),
+                                         make_critic_kernels<Sparse<double>>()};
 
 }  // namespace qcse::cpu

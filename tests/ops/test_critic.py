@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 
 import pytest
@@ -136,6 +137,36 @@ def test_float32_at_full_size(instruction_set: str) -> None:
     assert torch.allclose(loss.double(), want, rtol=1e-5)
     for a, b in zip(gradients(loss, p), gradients(want, exact), strict=True):
         assert (a.double() - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize("dead", ["some units", "whole layers", "units of some states"])
+def test_columns_of_zeros_are_left_out_of_products_exactly(instruction_set: str, threads: int, dead: str) -> None:
+    for seed in range(30, 45):
+        p = problem(seed)
+        if len(p["biases"]) < 3:
+            continue
+        if dead == "some units":
+            for bias in p["biases"][:-1]:
+                bias[..., ::3] = -1e6
+        elif dead == "whole layers":
+            p["biases"][seed % (len(p["biases"]) - 1)][0] = -1e6  # of the first critic
+        else:
+            p["weights"][0][:, 0], p["states"][:, ::2, 0] = -1e6, 1.0
+        for parameter in p["weights"] + p["biases"]:
+            parameter.requires_grad_(True)
+        want_loss, _ = loss_in_torch(p)
+        loss, _ = conservative_loss(**p)
+        assert torch.allclose(loss, want_loss, rtol=1e-10, atol=1e-10), seed
+        for a, b in zip(gradients(loss, p), gradients(want_loss, p), strict=True):
+            assert torch.allclose(a, b, rtol=1e-9, atol=1e-10), seed
+
+
+def test_not_a_number_shows(instruction_set: str) -> None:
+    p = problem(31)
+    p["weights"][0][0, 0, 0] = math.nan
+    values = critic_values(p["states"], p["actions"], p["weights"], p["biases"])
+    seeds, members = values.shape[:2]
+    assert values.view(seeds * members, -1).isnan().any(-1).tolist() == [True] + [False] * (seeds * members - 1)
 
 
 def in_double(p: dict[str, object]) -> dict[str, object]:
