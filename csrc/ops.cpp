@@ -5,8 +5,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/knn_cpu.h"
-
 namespace qcse {
 namespace {
 
@@ -15,14 +13,6 @@ template <typename... Parts>
   std::ostringstream message;
   (message << ... << parts);
   throw std::runtime_error(message.str());
-}
-
-std::string shape_of(const Tensor& t) {
-  std::ostringstream out;
-  out << '[';
-  for (int64_t d = 0; d < t.dim(); ++d) out << (d ? ", " : "") << t.size(d);
-  out << ']';
-  return out.str();
 }
 
 std::string type_name(ScalarType type) {
@@ -39,6 +29,11 @@ std::string type_name(ScalarType type) {
 }
 
 bool same_device(const Tensor& a, const Tensor& b) { return a.device() == b.device(); }
+
+// Seen through a plain function pointer.
+void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+  torch::stable::parallel_for(begin, end, grain, [=](int64_t b, int64_t e) { body(b, e, context); });
+}
 
 // [..., N, D] against [..., N]: the values have the shape of the states without their last dimension.
 void check_points(const char* op, const char* states_name, const Tensor& states, const char* values_name,
@@ -67,6 +62,31 @@ Tensor dense(const Tensor& t, bool to_float) {
 }
 
 }  // namespace
+
+std::string shape_of(const Tensor& t) {
+  std::ostringstream out;
+  out << '[';
+  for (int64_t d = 0; d < t.dim(); ++d) out << (d ? ", " : "") << t.size(d);
+  out << ']';
+  return out.str();
+}
+
+cpu::Threads cpu_threads() { return {parallel_for, static_cast<int64_t>(torch::stable::get_num_threads())}; }
+
+void expect(const char* op, const std::string& name, const Tensor& t, const Tensor& like,
+            const std::vector<int64_t>& shape, std::optional<ScalarType> type) {
+  bool same = t.dim() == static_cast<int64_t>(shape.size());
+  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == shape[static_cast<size_t>(d)];
+  std::ostringstream wanted;
+  for (size_t d = 0; d < shape.size(); ++d) wanted << (d ? ", " : "") << shape[d];
+  if (!same) fail(op, ": ", name, " must have shape [", wanted.str(), "], got ", shape_of(t));
+  if (type && t.scalar_type() != *type) {
+    fail(op, ": ", name, " must be ", type_name(*type), ", got ", type_name(t.scalar_type()));
+  }
+  if ((!type && t.scalar_type() != like.scalar_type()) || !same_device(t, like)) {
+    fail(op, ": ", name, " must have the dtype and device of states");
+  }
+}
 
 KnnArguments check_arguments(const char* op, const Tensor& states, const Tensor& values, int64_t k,
                              const std::optional<Tensor>& ref_states, const std::optional<Tensor>& ref_values,
@@ -155,11 +175,6 @@ KnnArguments check_arguments(const char* op, const Tensor& states, const Tensor&
 
 namespace {
 
-// torch's own thread pool, seen through a plain function pointer.
-void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
-  torch::stable::parallel_for(begin, end, grain, [=](int64_t b, int64_t e) { body(b, e, context); });
-}
-
 struct LaunchCpu {
   const char* op;
   template <typename T>
@@ -172,7 +187,7 @@ struct LaunchCpu {
         }
       }
     }
-    cpu::knn(p, cpu::Threads{parallel_for, static_cast<int64_t>(torch::stable::get_num_threads())});
+    cpu::knn(p, cpu_threads());
   }
 };
 

@@ -7,15 +7,27 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
+#include "cpu/knn_cpu.h"
 #include "knn.h"
 
 namespace qcse {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// "[3, 4]"
+std::string shape_of(const Tensor& t);
+
+// torch's own thread pool.
+cpu::Threads cpu_threads();
+
+// Throws std::runtime_error unless t has this shape, and the device of `like` and its dtype (or `type`).
+void expect(const char* op, const std::string& name, const Tensor& t, const Tensor& like,
+            const std::vector<int64_t>& shape, std::optional<ScalarType> type = std::nullopt);
 
 // The checked arguments: dense tensors on one device, all float32 or all float64, and the sizes of the problem.
 struct KnnArguments {

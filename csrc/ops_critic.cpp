@@ -1,5 +1,4 @@
 // The fused critic step as operators: schemas, checks, CPU registration (LibTorch stable ABI).
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -10,29 +9,6 @@
 
 namespace qcse {
 namespace {
-
-std::string shape_of(const Tensor& t) {
-  std::ostringstream out;
-  out << '[';
-  for (int64_t d = 0; d < t.dim(); ++d) out << (d ? ", " : "") << t.size(d);
-  out << ']';
-  return out.str();
-}
-
-void expect(const char* op, const std::string& name, const Tensor& t, const Tensor& like,
-            const std::vector<int64_t>& shape) {
-  bool same = t.dim() == static_cast<int64_t>(shape.size());
-  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == shape[static_cast<size_t>(d)];
-  std::ostringstream wanted;
-  for (size_t d = 0; d < shape.size(); ++d) wanted << (d ? ", " : "") << shape[d];
-  if (!same) {
-    throw std::runtime_error(std::string(op) + ": " + name + " must have shape [" + wanted.str() + "], got " +
-                             shape_of(t));
-  }
-  if (t.scalar_type() != like.scalar_type() || t.device() != like.device()) {
-    throw std::runtime_error(std::string(op) + ": " + name + " must have the dtype and device of states");
-  }
-}
 
 // The tensors and pointer lists that a Critics<T> points into.
 struct CriticArguments {
@@ -116,19 +92,13 @@ Critics<T> describe(const CriticArguments& a, const std::vector<const T*>& weigh
   return c;
 }
 
-void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
-  torch::stable::parallel_for(begin, end, grain, [=](int64_t b, int64_t e) { body(b, e, context); });
-}
-
-cpu::Threads threads() { return {parallel_for, static_cast<int64_t>(torch::stable::get_num_threads())}; }
-
 Tensor critic_values_cpu(const Tensor& states, const Tensor& actions, const std::vector<Tensor>& weights,
                          const std::vector<Tensor>& biases, bool bf16) {
   const CriticArguments a("qcse::critic_values", states, actions, weights, biases, bf16);
   Tensor values = torch::stable::new_empty(a.states, {a.seeds, a.members, a.batch, a.action_count});
   const auto run = [&]<typename T>(T) {
     const auto w = read<T>(a.weights), b = read<T>(a.biases);
-    cpu::critic_values(describe<T>(a, w, b), values.mutable_data_ptr<T>(), threads());
+    cpu::critic_values(describe<T>(a, w, b), values.mutable_data_ptr<T>(), cpu_threads());
   };
   a.is_double ? run(double()) : run(float());
   return values;
@@ -179,7 +149,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> conservative_loss_c
     loss.error = out, loss.gap = out + nets, loss.q_data = out + 2 * nets;
     loss.q_uniform = out + 3 * nets, loss.q_policy = out + 4 * nets, loss.bound_share = out + 5 * nets;
     loss.weight_grads = weight_out.data(), loss.bias_grads = bias_out.data();
-    cpu::conservative_loss(loss, threads());
+    cpu::conservative_loss(loss, cpu_threads());
   };
   a.is_double ? run(double()) : run(float());
   return {statistics, weight_grads, bias_grads};

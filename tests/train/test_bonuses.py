@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 import record_vcse
 import torch
 
+import qcse_ext.batch
+from qcse.bonuses import neighbours
+from qcse.bonuses.neighbours import Neighbours, QConditionedEntropy
 from qcse.buffer import Batch, ReplayBuffer
 from qcse.config import BonusConfig, ConfigError, bonus_preset, preset, validate
 from qcse.reward import IntrinsicReward
@@ -196,6 +200,42 @@ class TestRnd:
         config.bonus.when = "store"
         with pytest.raises(ConfigError, match=r"bonus\.when.*predictor learns"):
             validate(config)
+
+
+class TestFusedBatch:
+    """On a CPU the bonus of a batch is one operator where states and Q are standardised: same as operation by
+    operation, over several batches of running moments."""
+
+    @pytest.mark.parametrize("scale", ["standardised", "standardised_sqrt_d", "standardised_d"])
+    @pytest.mark.parametrize("count_self", [False, True])
+    @pytest.mark.parametrize("rows", [5, 24, 200])  # 5: fewer than k
+    def test_equals_the_separate_operations(
+        self, scale: str, count_self: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = bonus_preset("qcse")
+        config.state_scale, config.value_scale, config.count_self, config.k = scale, "standardised", count_self, 6
+        states, values = record_vcse.inputs("hopper")
+        fused, separate = (world(config, states, values, seeds=3)[0] for _ in range(2))
+        calls = []
+        for reward, compute in ((fused, QConditionedEntropy.compute), (separate, Neighbours.compute)):
+            monkeypatch.setattr(reward.bonus, "compute", functools.partial(compute, reward.bonus))
+        monkeypatch.setattr(
+            neighbours, "batch_entropy", lambda *args: calls.append(args) or qcse_ext.batch.batch_entropy(*args)
+        )
+        generator = torch.Generator().manual_seed(0)
+        for turn in range(4):
+            index = torch.randint(len(states), (3, rows), generator=generator)
+            part = fused.buffer.gather(index)
+            eligible = torch.rand(3, rows, generator=generator) < (0.0 if turn == 2 else 0.9)
+            for reward in (fused, separate):
+                reward.bonus.agent.table = torch.from_numpy(values)[index]
+            for learn in (True, False):
+                got, want = (reward.bonus.compute(part, eligible, learn=learn) for reward in (fused, separate))
+                torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=1e-5)
+                assert torch.equal(got[1], want[1]) and got[1].any() == (rows > 5 and turn != 2)
+                torch.testing.assert_close(got[2], want[2])
+            torch.testing.assert_close(fused.bonus.state_dict(), separate.bonus.state_dict())
+        assert len(calls) == (8 if rows > 5 else 0)
 
 
 @pytest.mark.parametrize("kind", ["qcse", "vcse", "se", "rnd"])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcse_ext
+from qcse_ext.batch import batch_entropy
 
 from ..buffer import Batch, ReplayBuffer
 from ..config import BonusConfig
@@ -42,11 +43,15 @@ class Neighbours:
 
     def features(self, observations: Tensor) -> Tensor:
         """Where a state lies: [S, N, D] -> [S, N, features]."""
-        scale = self.config.state_scale
-        if scale.startswith("standardised"):
+        if self.config.state_scale.startswith("standardised"):
             observations = self.states.standardise(observations)
-        divisors = {"standardised_sqrt_d": math.sqrt(self.state_dim), "standardised_d": self.state_dim}
-        return observations / (divisors | {"d": self.state_dim}).get(scale, 1.0)
+        return observations / self.divisor
+
+    @property
+    def divisor(self) -> float:
+        """Of the states, once they are standardised where they are to be."""
+        d = self.state_dim
+        return {"standardised_sqrt_d": math.sqrt(d), "standardised_d": d, "d": d}.get(self.config.state_scale, 1.0)
 
     def values(self, batch: Batch) -> Tensor:
         """The second coordinate [S, N], before it is scaled."""
@@ -165,6 +170,26 @@ class QConditionedEntropy(Neighbours):
             variance = torch.where(eligible, (batch_values - mean).square(), 0.0).sum(1, keepdim=True) / rows
             return (values - mean) / (variance + 1e-5).sqrt()
         return values
+
+    @torch.no_grad()
+    def compute(
+        self, batch: Batch, eligible: Tensor, references: Tensor | None = None, learn: bool = True
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        moments = self.joint
+        if (
+            self.device.type != "cpu"
+            or moments is None
+            or references is not None
+            or batch.index.shape[1] <= self.others
+        ):
+            return super().compute(batch, eligible, references, learn)
+        entropy, covered, shares = batch_entropy(
+            batch.observations, self.values(batch), batch.index, eligible, moments.mean, moments.variance,
+            moments.batches, self.others, self.config.count_self, learn, float(moments.horizon), self.divisor,
+            self.config.offset,
+        )  # fmt: skip
+        names = ("bonus/zero_radius", "bonus/covered", *self.more_diagnostics)
+        return entropy, covered, dict(zip(names, shares.unbind(), strict=True))
 
     def novelty(self, radius: Tensor, count: Tensor) -> Tensor:
         digamma = torch.digamma(count.to(radius.dtype) + 1.0)

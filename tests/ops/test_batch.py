@@ -1,0 +1,161 @@
+"""The fused bonus of a training batch against float64 brute force, formula by formula."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import digamma
+
+from qcse_ext.batch import batch_entropy
+
+OPTIONS = {"k": 3, "count_self": False, "learn": True, "horizon": 5.0, "divisor": 2.0, "offset": 1e-5}
+
+
+def problem(seed: int, seeds: int = 3, rows: int = 40, dim: int = 4, dtype: torch.dtype = torch.float64) -> dict:
+    """Rows drawn with replacement from `rows` transitions, some not eligible, moments from earlier batches."""
+    rng = np.random.default_rng(seed)
+    index = rng.integers(0, rows, (seeds, rows))
+    states = rng.normal(1.0, 2.0, (seeds, rows, dim))[np.arange(seeds)[:, None], index]
+    values = rng.normal(5.0, 3.0, (seeds, rows))[np.arange(seeds)[:, None], index]
+    moments = rng.normal(0.0, 1.0, (seeds, dim + 1)), rng.uniform(0.5, 2.0, (seeds, dim + 1))
+    p = {"states": states, "values": values, "mean": moments[0], "variance": moments[1]}
+    p = {name: torch.tensor(x, dtype=dtype) for name, x in p.items()}
+    p["batches"] = torch.tensor(rng.integers(0, 8, seeds), dtype=dtype)
+    p["index"], p["eligible"] = torch.from_numpy(index), torch.from_numpy(rng.random((seeds, rows)) < 0.8)
+    return p | OPTIONS
+
+
+def brute(p: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Entropy, covered, statistics and the moments afterwards, one row and one pair at a time."""
+    seeds, rows, dim = p["states"].shape
+    mean, variance, batches = (p[name].double().numpy().copy() for name in ("mean", "variance", "batches"))
+    entropy, covered, statistics = np.zeros((seeds, rows)), np.zeros((seeds, rows), bool), np.zeros((3, seeds))
+    for s in range(seeds):
+        points = np.concatenate([p["states"][s].double().numpy(), p["values"][s].double().numpy()[:, None]], 1)
+        eligible = np.flatnonzero(p["eligible"][s].numpy())
+        if p["learn"] and len(eligible):
+            batches[s] += 1
+            rate = 1.0 / min(batches[s], p["horizon"])
+            moved = points[eligible].mean(0) - mean[s]
+            variance[s] += rate * (points[eligible].var(0) + (1.0 - rate) * moved**2 - variance[s])
+            mean[s] += rate * moved
+        spread = np.where(np.sqrt(variance[s]) > 1e-6, np.sqrt(variance[s]), 1.0)
+        scaled = (points - mean[s]) / spread
+        scaled[:, :dim] /= p["divisor"]
+        index = p["index"][s].numpy()
+        candidates = [np.flatnonzero((index == i) & p["eligible"][s].numpy())[0] for i in np.unique(index[eligible])]
+        finite = [c for c in candidates if np.isfinite(scaled[c]).all()]
+        zero_radii = counts = 0
+        for i in eligible if len(candidates) > p["k"] else ():
+            if not np.isfinite(scaled[i]).all():
+                continue
+            others = np.array([c for c in finite if index[c] != index[i]])
+            away = np.abs(scaled[others, dim] - scaled[i, dim])
+            near = np.sqrt(((scaled[others, :dim] - scaled[i, :dim]) ** 2).sum(1))
+            radius = np.sort(np.maximum(near, away))[p["k"] - 1] if len(others) >= p["k"] else np.inf
+            count = int((away < radius).sum()) + int(p["count_self"] and radius > 0)
+            entropy[s, i] = digamma(count + 1) / dim + math.log(2.0 * radius + p["offset"])
+            covered[s, i], zero_radii, counts = True, zero_radii + (radius == 0), counts + count
+        found = covered[s].sum()
+        statistics[0, s], statistics[1, s] = zero_radii / max(found, 1), found / max(len(eligible), 1)
+        statistics[2, s] = counts / max(found * len(candidates), 1)
+    return entropy, covered, statistics, {"mean": mean, "variance": variance, "batches": batches}
+
+
+def check(p: dict, tolerance: float = 1e-10) -> torch.Tensor:
+    entropy, covered, statistics, moments = brute(p)
+    got = batch_entropy(**p)
+    for found, want in zip(got, (entropy, covered, statistics), strict=True):
+        np.testing.assert_allclose(found, want, rtol=tolerance, atol=tolerance)
+    for name, want in moments.items():
+        np.testing.assert_allclose(p[name], want, rtol=tolerance, atol=tolerance)
+    return got[0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("count_self", [False, True])
+def test_brute_force(seed: int, count_self: bool) -> None:
+    assert check(problem(seed) | {"count_self": count_self, "learn": seed % 4 > 0}).any()
+
+
+def test_float32() -> None:
+    check(problem(1, rows=256, dim=17, dtype=torch.float32), tolerance=2e-5)
+
+
+def test_repeated_states_have_radius_zero() -> None:
+    p = problem(2)
+    same = p["index"] % 2 == 0
+    p["states"][same], p["values"][same] = 1.5, 2.5
+    entropy = check(p | {"count_self": True})
+    assert torch.isclose(entropy, torch.tensor(digamma(1.0) / 4 + math.log(1e-5)).double()).any()
+
+
+def test_a_channel_that_hardly_varies_is_only_centred() -> None:
+    p = problem(3) | {"learn": False}
+    p["variance"][:, 1] = 0.0
+    check(p)
+
+
+def test_few_distinct_transitions() -> None:
+    p = problem(4)
+    p["index"][0] = p["index"][0] % 3  # no more than k
+    p["states"][0] = p["states"][0, :3][p["index"][0]]
+    p["values"][0] = p["values"][0, :3][p["index"][0]]
+    p["eligible"][1] = False  # nothing to learn from
+    entropy = check(p)
+    assert not entropy[0].any() and not entropy[1].any() and entropy[2].any()
+
+
+def test_rows_that_are_not_finite_have_no_entropy() -> None:
+    p = problem(5) | {"learn": False}
+    p["states"][0][p["index"][0] == p["index"][0, 0]] = float("nan")
+    p["values"][1][p["index"][1] == p["index"][1, 3]] = float("nan")
+    p["states"][2][~p["eligible"][2]] = float("inf")
+    check(p)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_same_bits_for_every_thread_count(seeds: int) -> None:
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            p = problem(6, seeds, rows=600, dtype=torch.float32)
+            results.append([*batch_entropy(**p), p["mean"], p["variance"], p["batches"]])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("states", lambda p: p["states"][0], r"states must have shape \[S, N, D\], got \[40, 4\]"),
+        ("states", lambda p: p["states"].half(), "states must be float32 or float64"),
+        ("values", lambda p: p["values"][:, 1:], r"values must have shape \[3, 40\], got \[3, 39\]"),
+        ("values", lambda p: p["values"].float(), "values must have the dtype and device of states"),
+        ("index", lambda p: p["index"].int(), "index must be int64, got int32"),
+        ("eligible", lambda p: p["eligible"].int(), "eligible must be bool, got int32"),
+        ("mean", lambda p: p["mean"][:, 1:], r"mean must have shape \[3, 5\], got \[3, 4\]"),
+        ("variance", lambda p: p["variance"].T.contiguous().T, "must be contiguous"),
+        ("k", lambda p: 0, "k must be from 1 to 128, got 0"),
+        ("horizon", lambda p: 0.5, "horizon must be at least 1"),
+        ("divisor", lambda p: 0.0, "divisor must be above 0"),
+    ],
+)
+def test_errors_name_the_argument(name: str, change, message: str) -> None:
+    p = problem(7)
+    p[name] = change(p)
+    with pytest.raises(RuntimeError, match=message):
+        batch_entropy(**p)
+
+
+def test_opcheck() -> None:
+    p = problem(8)
+    order = ("states", "values", "index", "eligible", "mean", "variance", "batches", *OPTIONS)
+    torch.library.opcheck(torch.ops.qcse.batch_entropy, tuple(p[name] for name in order))
