@@ -62,6 +62,7 @@ def configuration(algo: str, bonus: str, args: BenchArgs, precision: str = "floa
     config.batch_size, config.cql.actions = args.batch_size, args.actions
     config.net.policy_hidden, config.net.critic_hidden = args.policy_hidden, args.critic_hidden
     config.bonus.kind = bonus  # type: ignore[assignment]
+    config.bonus.weight = 0.0  # computed and added, yet both updates see the same rewards and so do the same other work
     config.offline_fraction = 0.5
     config.cql.calibration_online = "task_return"  # CORL's update, too, is timed with the bound
     config.precision, config.cuda_graph = precision, args.cuda_graph  # type: ignore[assignment]

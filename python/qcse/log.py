@@ -333,6 +333,7 @@ def machine_facts() -> dict[str, Any]:
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": _cpu_model(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # the widest vectors: many processors share a name
         "cores": os.cpu_count(),
         "usable_cores": len(affinity(0)) if affinity else os.cpu_count(),
         "memory_gib": _memory_gib(),

@@ -20,7 +20,7 @@ from torch import Tensor
 from qcse import checkpoint
 from qcse.agents import AGENTS
 from qcse.agents.sac import SAC
-from qcse.bench import bench, configuration
+from qcse.bench import bench, configuration, our_step
 from qcse.buffer import Batch
 from qcse.cli import BenchArgs
 from qcse.config import Algo, BonusKind, TrainConfig, preset, validate
@@ -406,6 +406,16 @@ def test_the_benchmark_times_every_algorithm_with_its_own_ensemble(tmp_path: Pat
     args.corl, args.policy_hidden = tmp_path, (256, 256, 256)
     with pytest.raises(ConfigError, match="algos: got sac, iql, awac, td3_bc, rlpd, wsrl with --corl"):
         bench(args)
+
+
+def test_the_benchmark_times_the_bonus_and_nothing_else() -> None:
+    """With it or without, an update's other work is the same, that which depends on the data included."""
+    args = BenchArgs(batch_size=32, actions=2, policy_hidden=(16,), critic_hidden=(16,), device="cpu")
+    without, bonus = (our_step("cal_ql", kind, 1, args, torch.device("cpu")) for kind in ("none", "qcse"))
+    for _ in range(3):
+        metrics = bonus()
+        assert metrics["bonus/mean"].abs() > 1e-3
+        assert all(torch.equal(value, metrics[name]) for name, value in without().items())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import platform
 import subprocess
 import sys
 import time
@@ -217,6 +218,7 @@ def test_machine_facts(tmp_path: Path) -> None:
     assert facts["torch"] == torch.__version__ and facts["numpy"] == np.__version__
     assert facts["threads"] == torch.get_num_threads()
     assert facts["cpu"] and facts["cores"] >= facts["usable_cores"] >= 1 and facts["memory_gib"] > 0.1
+    assert facts["instructions"] in ("DEFAULT", "AVX2", "AVX512") or platform.machine() != "x86_64"
     assert {"python", "os", "gymnasium", "mujoco", "qcse", "commit", "gpus"} <= set(facts)
     write_json(tmp_path / "machine.json", facts)
     assert json.loads((tmp_path / "machine.json").read_text()) == facts
