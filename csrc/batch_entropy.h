@@ -8,7 +8,7 @@
 //   mu      += rate * (batch mean - mu)
 //   s'       = (s - mu) / sigma / divisor,  q' = (q - mu) / sigma;  sigma counts as 1 where it is at most 1e-6
 //   radius, count, entropy as in knn.h, among the distinct transitions; with count_self the count takes in the point
-// A row is covered if it is eligible, finite, and more than k distinct transitions are there; the others get 0.
+// A row is covered if it is eligible, finite, and at least k other finite transitions are there; the others get 0.
 #pragma once
 #include <cstdint>
 

@@ -58,6 +58,12 @@ struct CriticArguments {
       weights.push_back(torch::stable::contiguous(w));
       biases.push_back(torch::stable::contiguous(biases_[static_cast<size_t>(l)]));
       widths.push_back(outputs);
+      // A chunk holds whole states, and the kernel counts its bytes in 32 bits.
+      const int64_t limit = (int64_t(1) << 29) / ((outputs + 31) / 32 * 32);
+      if (action_count > limit) {
+        fail("actions must be at most " + std::to_string(limit) + " per state at a hidden width of " +
+             std::to_string(outputs) + ", got " + std::to_string(action_count));
+      }
       inputs = outputs;
     }
     is_double = type == ScalarType::Double;

@@ -45,8 +45,8 @@ def batch_entropy(
         offset: inside the logarithm.
 
     Returns:
-        entropy ``[S, N]`` (0 where not covered); covered ``[S, N]`` bool: eligible, finite, and more than k distinct
-        transitions; statistics ``[3, S]``: share of covered rows whose radius is 0, covered share of the eligible
+        entropy ``[S, N]`` (0 where not covered); covered ``[S, N]`` bool: eligible, finite, and at least k other
+        finite transitions are there; statistics ``[3, S]``: share of covered rows whose radius is 0, covered share of the eligible
         rows, mean neighbours in value of the covered rows as a share of the distinct transitions. No gradient flows.
 
     Raises:
@@ -68,4 +68,4 @@ _library.impl("batch_entropy", torch.library.fallthrough_kernel, "Autograd")
 @torch.library.register_fake("qcse::batch_entropy")
 def _(states: Tensor, values: Tensor, index: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     covered = values.new_empty(values.shape, dtype=torch.bool)
-    return torch.empty_like(values), covered, values.new_empty(3, values.shape[0])
+    return values.new_empty(values.shape), covered, values.new_empty(3, values.shape[0])

@@ -138,14 +138,14 @@ class Seed {
 
 template <typename T>
 void batch_entropy(const BatchEntropy<T>& batch, const Threads& threads) {
+  // A batch is small: the search of one seed is worth several threads only where there are no other seeds.
   if (batch.seeds == 1) return Seed<T>(batch, 0).run(threads);
-  const auto run = [&batch](int64_t begin, int64_t end) {
+  auto run = [&batch](int64_t begin, int64_t end) {
     for (int64_t seed = begin; seed < end; ++seed) Seed<T>(batch, seed).run(Threads{run_here, 1});
   };
   threads.parallel_for(
       0, batch.seeds, 1,
-      [](int64_t begin, int64_t end, void* context) { (*static_cast<decltype(run)*>(context))(begin, end); },
-      const_cast<void*>(static_cast<const void*>(&run)));
+      [](int64_t begin, int64_t end, void* context) { (*static_cast<decltype(run)*>(context))(begin, end); }, &run);
 }
 
 template void batch_entropy(const BatchEntropy<float>&, const Threads&);

@@ -127,6 +127,9 @@ inline void cut(const int64_t* first_row, int64_t states, Tiles& tiles) {
   }
 }
 
+// At most so many tiles come of `rows` rows: only the last of those that are cut together can be fewer than kRows.
+inline int64_t most_tiles(int64_t rows) { return 2 * rows / kRows + 1; }
+
 template <int N>
 struct Number {
   static constexpr int value = N;
@@ -214,8 +217,8 @@ struct SetBits {
 constexpr SetBits kSetBits;
 
 // Products between hidden layers, whose left factor comes out of a ReLU: some half of its numbers are zero. A column
-// that is zero in all rows of a tile is left out, which changes nothing but the sign of a zero (and hides an infinite
-// weight behind it).
+// that is zero in all rows of a tile is left out, which changes nothing but the sign of a zero (and hides a weight
+// behind it that is infinite or not a number).
 template <typename T>
 struct Sparse {
   using Scalar = T;
@@ -231,9 +234,10 @@ struct Sparse {
 
   static Factor factor(Arena<T>& arena, int64_t rows, int64_t width) {
     const int64_t stride = width + 8;  // whole vectors of 8 are written
-    uint32_t* columns = arena.template take_as<uint32_t>(rows * stride);
-    uint32_t* weights = arena.template take_as<uint32_t>(rows * stride);
-    return {{nullptr, 0, 0}, columns, weights, arena.template take_as<int64_t>(rows), stride};
+    const int64_t tiles = most_tiles(rows);
+    uint32_t* columns = arena.template take_as<uint32_t>(tiles * stride);
+    uint32_t* weights = arena.template take_as<uint32_t>(tiles * stride);
+    return {{nullptr, 0, 0}, columns, weights, arena.template take_as<int64_t>(tiles), stride};
   }
   static Weight weight(Arena<T>& arena, int64_t inputs, int64_t outputs) { return arena.panels(inputs, outputs); }
   static void pack_weight(const T* source, int64_t inputs, int64_t outputs, int64_t row_step, int64_t column_step,
@@ -270,6 +274,9 @@ struct Sparse {
         const Vector<Unsigned> parts = (any[0] != 0 ? lane_bit[0] : 0) | (any[1] != 0 ? lane_bit[1] : 0);
         Unsigned bits = 0;
         for (int64_t i = 0; i < kLanes<T>; ++i) bits |= parts[i];
+        // Behind the last column a row that is not finite holds its products with zeros, which are not zero.
+        const int64_t width = from.columns - p * kPanel<T>;
+        if (width < kPanel<T>) bits &= (Unsigned(1) << width) - 1;
         for (int64_t c = 0; c < kPanel<T>; c += 8) {
           const uint64_t byte = bits >> c & 255;
           List list;
@@ -459,8 +466,8 @@ struct Work {
     actions = arena.panels(rows, c.action_dim);
     base = arena.panels(chunk_states, c.widths[0]);
     q = arena.take(rows);
-    state_tiles.at = arena.template take_as<Tile>(chunk_states);
-    tiles.at = arena.template take_as<Tile>(rows);
+    state_tiles.at = arena.template take_as<Tile>(most_tiles(chunk_states));
+    tiles.at = arena.template take_as<Tile>(most_tiles(rows));
     if (!gradient) return;
     q_grad = arena.take(rows);
     up = arena.panels(rows, widest);

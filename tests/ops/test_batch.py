@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.special import digamma
 
+from qcse_ext import _C
 from qcse_ext.batch import batch_entropy
 
 OPTIONS = {"k": 3, "count_self": False, "learn": True, "horizon": 5.0, "divisor": 2.0, "offset": 1e-5}
@@ -54,8 +55,10 @@ def brute(p: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.nda
                 continue
             others = np.array([c for c in finite if index[c] != index[i]])
             away = np.abs(scaled[others, dim] - scaled[i, dim])
+            if len(others) < p["k"]:
+                continue
             near = np.sqrt(((scaled[others, :dim] - scaled[i, :dim]) ** 2).sum(1))
-            radius = np.sort(np.maximum(near, away))[p["k"] - 1] if len(others) >= p["k"] else np.inf
+            radius = np.sort(np.maximum(near, away))[p["k"] - 1]
             count = int((away < radius).sum()) + int(p["count_self"] and radius > 0)
             entropy[s, i] = digamma(count + 1) / dim + math.log(2.0 * radius + p["offset"])
             covered[s, i], zero_radii, counts = True, zero_radii + (radius == 0), counts + count
@@ -117,16 +120,25 @@ def test_rows_that_are_not_finite_have_no_entropy() -> None:
     check(p)
 
 
+@pytest.mark.parametrize("finite", [3, 4])
+def test_too_few_finite_transitions(finite: int) -> None:
+    p = problem(9, seeds=1) | {"learn": False}
+    p["states"][p["index"] >= sorted(set(p["index"][p["eligible"]].tolist()))[finite]] = float("nan")
+    assert check(p).any() == (finite > p["k"])
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_same_bits_for_every_thread_count(seeds: int) -> None:
     before = torch.get_num_threads()
     results = []
+    _C.set_work_per_thread(1)
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             p = problem(6, seeds, rows=600, dtype=torch.float32)
             results.append([*batch_entropy(**p), p["mean"], p["variance"], p["batches"]])
     finally:
+        _C.set_work_per_thread(0)
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -166,7 +166,41 @@ def test_not_a_number_shows(instruction_set: str) -> None:
     p["weights"][0][0, 0, 0] = math.nan
     values = critic_values(p["states"], p["actions"], p["weights"], p["biases"])
     seeds, members = values.shape[:2]
-    assert values.view(seeds * members, -1).isnan().any(-1).tolist() == [True] + [False] * (seeds * members - 1)
+    values = values.view(seeds * members, -1).isnan()
+    assert values[0].all() and not values[1:].any()
+
+
+@pytest.mark.parametrize("hidden", [(17, 5), (33, 5), (17, 17, 5), (1, 3), (65, 40, 9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_row_that_is_not_finite_is_alone(
+    hidden: tuple[int, ...], dtype: torch.dtype, bad: float, instruction_set: str
+) -> None:
+    """Whatever the width of the layers, and so what lies in their panels behind the last unit."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    pairs = list(itertools.pairwise((6, *hidden, 1)))
+    states, actions = normal(1, 8, 4), normal(1, 8, 12, 2)
+    weights, biases = [normal(1, i, o) for i, o in pairs], [normal(1, 1, o) for _, o in pairs]
+    actions[0, 2, 3, 0] = bad
+    values = critic_values(states, actions, weights, biases)
+    others = torch.ones_like(values, dtype=torch.bool)
+    others[..., 2, 3] = False
+    exact = [t.double() for t in weights], [t.double() for t in biases]
+    want = values_in_torch(states.double(), actions.double(), *exact).to(dtype)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+    torch.testing.assert_close(values[others], want[others], rtol=tolerance, atol=tolerance)
+    assert not values[~others].isfinite().any() or math.isinf(bad)
+
+
+def test_too_many_actions_of_one_state() -> None:
+    one = torch.zeros(1, 1, 1)
+    weights, biases = [torch.zeros(1, 2, 4096), torch.zeros(1, 4096, 1)], [torch.zeros(1, 1, 4096), one]
+    with pytest.raises(RuntimeError, match=r"actions must be at most 131072 per state at a hidden width of 4096"):
+        critic_values(one, torch.zeros(1, 1, 131073, 1), weights, biases)
 
 
 def in_double(p: dict[str, object]) -> dict[str, object]:
