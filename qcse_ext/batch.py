@@ -46,8 +46,9 @@ def batch_entropy(
 
     Returns:
         entropy ``[S, N]`` (0 where not covered); covered ``[S, N]`` bool: eligible, finite, and at least k other
-        finite transitions are there; statistics ``[3, S]``: share of covered rows whose radius is 0, covered share of the eligible
-        rows, mean neighbours in value of the covered rows as a share of the distinct transitions. No gradient flows.
+        finite transitions are there; statistics ``[3, S]``: share of covered rows whose radius is 0, covered share of
+        the eligible rows, mean neighbours in value of the covered rows as a share of the distinct transitions. No
+        gradient flows.
 
     Raises:
         RuntimeError: an argument has a wrong shape, dtype or device; the message names it.
