@@ -25,7 +25,7 @@ struct CriticArguments {
     const ScalarType type = states_.scalar_type();
     if (type != ScalarType::Float && type != ScalarType::Double) fail("states must be float32 or float64");
     if (bf16 && type != ScalarType::Float) fail("states must be float32 where bf16 is true");
-    if (bf16 && !cpu::has_bf16()) fail("bf16 is true, but this CPU has no AVX512-BF16; expected false");
+    if (bf16 && !cpu::has_bf16()) fail("bf16 is true, but this CPU lacks AVX512-BF16 or AVX512-VBMI2; expected false");
     if (states_.dim() != 3) fail("states must have shape [S, B, D], got " + shape_of(states_));
     if (actions_.dim() != 4) fail("actions must have shape [S, B, n, A], got " + shape_of(actions_));
     const int64_t layers = static_cast<int64_t>(weights_.size());

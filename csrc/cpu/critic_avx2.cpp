@@ -1,3 +1,5 @@
+#include <immintrin.h>
+
 #include "critic_kernel.h"
 
 namespace qcse::cpu {

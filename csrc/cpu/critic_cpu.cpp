@@ -84,7 +84,7 @@ bool has_bf16() {
 #ifdef QCSE_X86_KERNELS
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bf16");
+         __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi2");
 #else
   return false;
 #endif

@@ -142,8 +142,8 @@ inline void with_rows(int64_t rows, const Body& body) {
   if constexpr (Rows > 1) with_rows<Rows - 1>(rows, body);
 }
 
-// What a factor is made ready for: the products along a layer or back through it, its weights' gradient, or both.
-enum Use { kProduct = 1, kGradient = 2 };
+// What a factor is made ready for: a product along a layer or back through it, or its weights' gradient.
+enum class Use { kProduct, kGradient };
 
 // How products hold their factors. This one takes them as they are, and every number of them: the first layer's are
 // few and seldom zero.
@@ -215,6 +215,50 @@ struct SetBits {
   }
 };
 constexpr SetBits kSetBits;
+typedef uint32_t Numbers __attribute__((vector_size(32)));
+
+// Calls body(8 numbers, how many of them count) for the columns of a panel whose bit is set, in order.
+template <typename Body>
+inline void for_set_bits(uint32_t bits, const Body& body) {
+  for (uint32_t first = 0; first < 32 && bits >> first != 0; first += 8) {
+    const uint32_t byte = bits >> first & 255;
+    Numbers numbers;
+    __builtin_memcpy(&numbers, kSetBits.numbers[byte], sizeof numbers);
+    body(numbers + first, kSetBits.count[byte]);
+  }
+}
+
+// A bit for each lane that is not zero.
+template <typename Unsigned>
+inline uint32_t nonzero_lanes(Vector<Unsigned> v) {
+#if defined(__AVX512F__)
+  const __m512i bits = reinterpret_cast<__m512i>(v);
+  if constexpr (sizeof(Unsigned) == 4) return _mm512_test_epi32_mask(bits, bits);
+  if constexpr (sizeof(Unsigned) == 8) return _mm512_test_epi64_mask(bits, bits);
+#elif defined(__AVX2__)
+  const Vector<Unsigned> set = v != 0 ? ~Vector<Unsigned>{} : Vector<Unsigned>{};
+  if constexpr (sizeof(Unsigned) == 4) return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(set)));
+  if constexpr (sizeof(Unsigned) == 8) return static_cast<uint32_t>(_mm256_movemask_pd(reinterpret_cast<__m256d>(set)));
+#else
+  uint32_t bits = 0;
+  for (int64_t i = 0; i < kLanes<Unsigned>; ++i) bits |= uint32_t{v[i] != 0} << i;
+  return bits;
+#endif
+}
+
+// A bit for each of a panel's columns in which some row of the tile is not zero.
+template <typename T>
+inline uint32_t columns_in_use(const Panels<T>& x, const Tile& tile, int64_t p) {
+  using Unsigned = typename UnsignedOf<sizeof(T)>::Type;
+  static_assert(kPanel<T> <= 32);
+  const Unsigned* in = reinterpret_cast<const Unsigned*>(x.panel(p) + tile.row * kPanel<T>);
+  Vector<Unsigned> any[2] = {};
+  for (int64_t r = 0; r < tile.rows; ++r, in += kPanel<T>) any[0] |= load(in), any[1] |= load(in + kLanes<T>);
+  const uint32_t bits = nonzero_lanes<Unsigned>(any[0]) | nonzero_lanes<Unsigned>(any[1]) << kLanes<T>;
+  // Behind the last column a row that is not finite holds its products with zeros, which are not zero.
+  const int64_t width = x.columns - p * kPanel<T>;
+  return width < kPanel<T> ? bits & ((uint32_t{1} << width) - 1) : bits;
+}
 
 // Products between hidden layers, whose left factor comes out of a ReLU: some half of its numbers are zero. A column
 // that is zero in all rows of a tile is left out, which changes nothing but the sign of a zero (and hides a weight
@@ -251,42 +295,22 @@ struct Sparse {
   static T* at(T* base, uint32_t bytes) { return reinterpret_cast<T*>(reinterpret_cast<char*>(base) + bytes); }
 
   // Lists the columns of each tile.
-  static void convert(const Panels<T>& from, const Tiles& tiles, int, Factor& to) {
-    using Unsigned = typename UnsignedOf<sizeof(T)>::Type;
-    typedef uint32_t List __attribute__((vector_size(32)));
+  static void convert(const Panels<T>& from, const Tiles& tiles, Use, Factor& to) {
     constexpr uint32_t kRowBytes = kPanel<T> * sizeof(T);
+    const int64_t panel_step = from.rows * kPanel<T>;
     to.x = from;
-    const int64_t panels = from.panels(), panel_step = from.rows * kPanel<T>;
-    Vector<Unsigned> lane_bit[2];
-    for (int64_t i = 0; i < kPanel<T>; ++i) lane_bit[i / kLanes<T>][i % kLanes<T>] = Unsigned(1) << i;
     for (int64_t t = 0; t < tiles.count; ++t) {
       uint32_t* columns = to.columns + t * to.stride;
       uint32_t* weights = to.weights + t * to.stride;
-      const int64_t rows = tiles.at[t].rows;
       int64_t count = 0;
-      for (int64_t p = 0; p < panels; ++p) {
-        const T* in = from.panel(p) + tiles.at[t].row * kPanel<T>;
-        Vector<Unsigned> any[2] = {};
-        for (int64_t r = 0; r < rows; ++r, in += kPanel<T>) {
-          const Unsigned* words = reinterpret_cast<const Unsigned*>(in);
-          any[0] |= load(words), any[1] |= load(words + kLanes<T>);
-        }
-        const Vector<Unsigned> parts = (any[0] != 0 ? lane_bit[0] : 0) | (any[1] != 0 ? lane_bit[1] : 0);
-        Unsigned bits = 0;
-        for (int64_t i = 0; i < kLanes<T>; ++i) bits |= parts[i];
-        // Behind the last column a row that is not finite holds its products with zeros, which are not zero.
-        const int64_t width = from.columns - p * kPanel<T>;
-        if (width < kPanel<T>) bits &= (Unsigned(1) << width) - 1;
-        for (int64_t c = 0; c < kPanel<T>; c += 8) {
-          const uint64_t byte = bits >> c & 255;
-          List list;
-          __builtin_memcpy(&list, kSetBits.numbers[byte], sizeof list);
-          const List column = (list + static_cast<uint32_t>(p * panel_step + c)) * static_cast<uint32_t>(sizeof(T));
-          const List weight = (list + static_cast<uint32_t>(p * kPanel<T> + c)) * kRowBytes;
+      for (int64_t p = 0; p < from.panels(); ++p) {
+        for_set_bits(columns_in_use(from, tiles.at[t], p), [&](const Numbers& numbers, int64_t set) {
+          const Numbers column = (numbers + static_cast<uint32_t>(p * panel_step)) * static_cast<uint32_t>(sizeof(T));
+          const Numbers weight = (numbers + static_cast<uint32_t>(p * kPanel<T>)) * kRowBytes;
           __builtin_memcpy(columns + count, &column, sizeof column);
           __builtin_memcpy(weights + count, &weight, sizeof weight);
-          count += kSetBits.count[byte];
-        }
+          count += set;
+        });
       }
       to.counts[t] = count;
     }
@@ -340,11 +364,11 @@ struct Sparse {
   }
 
   // grad (panels of outputs, one row per input) += x^T g.
-  static void accumulate(const Factor& x, const Factor& g, const Tiles& tiles, const Panels<T>& grad) {
-    for (int64_t p = 0; p < g.x.panels(); ++p) {
+  static void accumulate(const Factor& x, const Panels<T>& g, const Tiles& tiles, const Panels<T>& grad) {
+    for (int64_t p = 0; p < g.panels(); ++p) {
       for (int64_t t = 0; t < tiles.count; ++t) {
         const Tile tile = tiles.at[t];
-        with_rows(tile.rows, [&](auto rows) { add_tile<rows.value>(x, t, tile.row, g.x.panel(p), grad.panel(p)); });
+        with_rows(tile.rows, [&](auto rows) { add_tile<rows.value>(x, t, tile.row, g.panel(p), grad.panel(p)); });
       }
     }
   }
@@ -434,7 +458,7 @@ struct Work {
   T* last;  // weights of the output, padded with zeros
   Panels<T> states, actions, base;
   Panels<T> hidden[kMaxLayers];
-  typename Products::Factor hidden_factor[kMaxLayers], up_factor;
+  typename Products::Factor factor;  // of the product that is being taken
   T* q;
   // Gradients: of q, of two activations at a time, and of the parameters.
   T* q_grad;
@@ -458,9 +482,9 @@ struct Work {
       if (l > 0 && gradient) back[l] = Products::weight(arena, c.widths[l], c.widths[l - 1]);
       bias[l] = arena.take(round_up(c.widths[l], kPanel<T>));
       hidden[l] = arena.panels(rows, c.widths[l]);
-      if (l + 1 < hidden_layers) hidden_factor[l] = Products::factor(arena, rows, c.widths[l]);
       widest = widest > c.widths[l] ? widest : c.widths[l];
     }
+    factor = Products::factor(arena, rows, widest);
     last = arena.take(round_up(c.widths[hidden_layers - 1], kPanel<T>));
     states = arena.panels(chunk_states, c.state_dim);
     actions = arena.panels(rows, c.action_dim);
@@ -472,7 +496,6 @@ struct Work {
     q_grad = arena.take(rows);
     up = arena.panels(rows, widest);
     down = arena.panels(rows, widest);
-    up_factor = Products::factor(arena, rows, widest);
     base_grad = arena.panels(chunk_states, c.widths[0]);
     // Feature tiles of the products x^T g may end behind the last input: room for a whole panel of rows.
     state_weight_grad = arena.panels(round_up(c.state_dim, kPanel<T>), c.widths[0]);
@@ -531,9 +554,9 @@ void forward(const Critics<T>& c, int64_t seed, int64_t net, int64_t first, int6
   layer<Dense<T>, Layer::kState>(work.actions, work.tiles, work.action_weight, c.action_dim, nullptr, work.base,
                                  c.actions, none, work.hidden[0]);
   for (int64_t l = 1; l < hidden_layers; ++l) {
-    Products::convert(work.hidden[l - 1], work.tiles, kProduct, work.hidden_factor[l - 1]);
-    layer<Products, Layer::kRelu>(work.hidden_factor[l - 1], work.tiles, work.weight[l], c.widths[l - 1], work.bias[l],
-                                  none, 1, none, work.hidden[l]);
+    Products::convert(work.hidden[l - 1], work.tiles, Use::kProduct, work.factor);
+    layer<Products, Layer::kRelu>(work.factor, work.tiles, work.weight[l], c.widths[l - 1], work.bias[l], none, 1, none,
+                                  work.hidden[l]);
   }
   const Panels<T>& top = work.hidden[hidden_layers - 1];
   const T bias = c.biases[hidden_layers][net];
@@ -605,12 +628,12 @@ void backward(const Critics<T>& c, int64_t count, Work<Products>& work, T* outpu
   }
   for (int64_t r = 0; r < rows; ++r) *output_bias_grad += work.q_grad[r];
   for (int64_t l = hidden_layers - 1; l > 0; --l) {
-    Products::convert(work.hidden[l - 1], work.tiles, kGradient, work.hidden_factor[l - 1]);
-    Products::convert(up, work.tiles, kProduct | kGradient, work.up_factor);
-    Products::accumulate(work.hidden_factor[l - 1], work.up_factor, work.tiles, work.weight_grad[l]);
+    Products::convert(work.hidden[l - 1], work.tiles, Use::kGradient, work.factor);
+    Products::accumulate(work.factor, up, work.tiles, work.weight_grad[l]);
     accumulate_columns(up, 0, rows, work.bias_grad[l], kPanel<T>);
+    Products::convert(up, work.tiles, Use::kProduct, work.factor);
     down.columns = c.widths[l - 1];
-    layer<Products, Layer::kMask>(work.up_factor, work.tiles, work.back[l], c.widths[l], nullptr, none, 1,
+    layer<Products, Layer::kMask>(work.factor, work.tiles, work.back[l], c.widths[l], nullptr, none, 1,
                                   work.hidden[l - 1], down);
     const Panels<T> swap = up;
     up = down, down = swap;

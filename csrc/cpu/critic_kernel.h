@@ -40,7 +40,7 @@ extern const CriticKernelSet kPortableCritic;
 #ifdef QCSE_X86_KERNELS
 extern const CriticKernelSet kAvx2Critic;
 extern const CriticKernelSet kAvx512Critic;
-extern const CriticKernels<float> kBfloat16Critic;  // needs AVX512-BF16
+extern const CriticKernels<float> kBfloat16Critic;  // needs AVX512-BF16 and AVX512-VBMI2
 #endif
 
 }  // namespace qcse::cpu

@@ -278,7 +278,7 @@ class TrainConfig:
     GPU updates while the CPU steps the environment. The policy that acts is one step's updates older."""
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """Of matrix products' factors; sums are float32. tf32: all of them on a GPU, 11 bits. bf16: those between the
-    critics' hidden layers, 8 bits; on a CPU it needs AVX512-BF16."""
+    critics' hidden layers, 8 bits; on a CPU it needs AVX512-BF16 and -VBMI2."""
     threads: int | None = None
     """torch's CPU threads. None: one per core. Results are reproducible bit for bit for an equal number only."""
 

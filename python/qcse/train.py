@@ -69,7 +69,7 @@ def use_precision(precision: str, device: torch.device) -> None:
     if precision == "tf32" and device.type != "cuda":
         raise ConfigError(f"precision: got 'tf32' on {device}, which has none; expected float32 or bf16")
     if precision == "bf16" and device.type == "cpu" and not critic.has_bf16():
-        raise ConfigError("precision: got 'bf16', but this CPU has no AVX512-BF16; expected float32")
+        raise ConfigError("precision: got 'bf16', but this CPU lacks AVX512-BF16 or AVX512-VBMI2; expected float32")
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 

@@ -139,19 +139,27 @@ def test_float32_at_full_size(instruction_set: str) -> None:
         assert (a.double() - b).norm() <= 1e-5 * b.norm()
 
 
-@pytest.mark.parametrize("dead", ["some units", "whole layers", "units of some states"])
+def switch_off(p: dict[str, object], dead: str, seed: int) -> None:
+    """Hidden units that are zero whatever the action."""
+    if dead == "some units":
+        for bias in p["biases"][:-1]:
+            bias[..., ::3] = -1e6
+    elif dead == "whole layers":
+        p["biases"][seed % (len(p["biases"]) - 1)][0] = -1e6  # of the first critic
+    else:
+        p["weights"][0][:, 0], p["states"][:, ::2, 0] = -1e6, 1.0
+
+
+DEAD = ["some units", "whole layers", "units of some states"]
+
+
+@pytest.mark.parametrize("dead", DEAD)
 def test_columns_of_zeros_are_left_out_of_products_exactly(instruction_set: str, threads: int, dead: str) -> None:
     for seed in range(30, 45):
         p = problem(seed)
         if len(p["biases"]) < 3:
             continue
-        if dead == "some units":
-            for bias in p["biases"][:-1]:
-                bias[..., ::3] = -1e6
-        elif dead == "whole layers":
-            p["biases"][seed % (len(p["biases"]) - 1)][0] = -1e6  # of the first critic
-        else:
-            p["weights"][0][:, 0], p["states"][:, ::2, 0] = -1e6, 1.0
+        switch_off(p, dead, seed)
         for parameter in p["weights"] + p["biases"]:
             parameter.requires_grad_(True)
         want_loss, _ = loss_in_torch(p)
@@ -171,12 +179,16 @@ def test_not_a_number_shows(instruction_set: str) -> None:
 
 
 @pytest.mark.parametrize("hidden", [(17, 5), (33, 5), (17, 17, 5), (1, 3), (65, 40, 9)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_row_that_is_not_finite_is_alone(
-    hidden: tuple[int, ...], dtype: torch.dtype, bad: float, instruction_set: str
+    hidden: tuple[int, ...], precision: str, bad: float, instruction_set: str
 ) -> None:
     """Whatever the width of the layers, and so what lies in their panels behind the last unit."""
+    bf16 = precision == "bf16"
+    if bf16 and not has_bf16():
+        pytest.skip("this CPU lacks AVX512-BF16 or AVX512-VBMI2")
+    dtype = torch.float64 if precision == "float64" else torch.float32
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -186,12 +198,12 @@ def test_a_row_that_is_not_finite_is_alone(
     states, actions = normal(1, 8, 4), normal(1, 8, 12, 2)
     weights, biases = [normal(1, i, o) for i, o in pairs], [normal(1, 1, o) for _, o in pairs]
     actions[0, 2, 3, 0] = bad
-    values = critic_values(states, actions, weights, biases)
+    values = critic_values(states, actions, weights, biases, bf16)
     others = torch.ones_like(values, dtype=torch.bool)
     others[..., 2, 3] = False
     exact = [t.double() for t in weights], [t.double() for t in biases]
-    want = values_in_torch(states.double(), actions.double(), *exact).to(dtype)
-    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+    want = values_in_torch(states.double(), actions.double(), *exact, bf16).to(dtype)
+    tolerance = {"float32": 1e-4, "float64": 1e-10, "bf16": 2e-2}[precision]
     torch.testing.assert_close(values[others], want[others], rtol=tolerance, atol=tolerance)
     assert not values[~others].isfinite().any() or math.isinf(bad)
 
@@ -214,11 +226,14 @@ def error_of(got: list[Tensor], want: list[Tensor]) -> float:
     return max(float((a - b).norm() / b.norm()) for a, b in pairs if b.norm() > 0)
 
 
-@pytest.mark.skipif(not has_bf16(), reason="this CPU has no AVX512-BF16")
+@pytest.mark.skipif(not has_bf16(), reason="this CPU lacks AVX512-BF16 or AVX512-VBMI2")
 def test_bf16_rounds_the_factors_between_hidden_layers_and_nothing_else(threads: int) -> None:
     rounded_anywhere = False
-    for seed in [*range(8), "large"]:
+    cases = [*((seed, None) for seed in [*range(8), "large"]), *itertools.product(range(30, 36), DEAD)]
+    for seed, dead in cases:
         p = problem(0, torch.float32, large=True) if seed == "large" else problem(seed, torch.float32)
+        if dead is not None:
+            switch_off(p, dead, seed)
         exact, rounded = in_double(p), in_double(p) | {"bf16": True}
         for parameters in (p, exact, rounded):
             for parameter in parameters["weights"] + parameters["biases"]:
@@ -228,7 +243,7 @@ def test_bf16_rounds_the_factors_between_hidden_layers_and_nothing_else(threads:
         want_loss, want = loss_in_torch(rounded)
         got, wanted = gradients(loss, p), gradients(want_loss, rounded)
         # A float32 sum may round to the neighbouring bfloat16, or fall on the other side of a ReLU or a clamp.
-        assert error_of(got, wanted) < 4e-3, seed
+        assert error_of(got, wanted) < 6e-3, (seed, dead)
         assert torch.allclose(loss.double(), want_loss, rtol=1e-3), seed
         assert error_of([statistics["q_data"]], [want["q_data"]]) < 1e-3, seed
         plain = values_in_torch(*(exact[name] for name in ("states", "actions", "weights", "biases")))
