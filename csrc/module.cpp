@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "cpu/critic_cpu.h"
+#include "cpu/networks_cpu.h"
 #include "cpu/knn_cpu.h"
 #ifdef QCSE_WITH_CUDA
 #include "cuda/knn_cuda.h"

@@ -4,7 +4,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/critic_cpu.h"
+#include "cpu/networks_cpu.h"
 #include "ops.h"
 
 namespace qcse {

@@ -1,565 +1,87 @@
-// The fused critic step, included once per instruction set inside an anonymous namespace, after
-//   kBytes     size of a vector register
-//   kRows      most rows of a register tile: 2 * kRows accumulators and 3 more registers must fit
-//   kFeatures  as kRows, for dense weight gradients; divides the panel width
-//
-// Every matrix is kept in panels: kPanel<T> = two vectors' worth of columns, row after row, panel after panel. A
-// product then reads its right factor as vectors and its left one by broadcasting single numbers.
+// The fused critic step, included once per instruction set after layers_impl.h.
 
-template <typename T>
-struct VectorOf {
-  typedef T Type __attribute__((vector_size(kBytes)));
-};
-template <int Bytes>
-struct UnsignedOf;
-template <>
-struct UnsignedOf<4> {
-  using Type = uint32_t;
-};
-template <>
-struct UnsignedOf<8> {
-  using Type = uint64_t;
-};
-template <typename T>
-using Vector = typename VectorOf<T>::Type;
-template <typename T>
-constexpr int64_t kLanes = kBytes / sizeof(T);
-template <typename T>
-constexpr int64_t kPanel = 2 * kLanes<T>;
-
-// Rows of a chunk: its activations stay in the second-level cache, panels of it in the first.
-constexpr int64_t kChunkRows = 128;
-
-inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-template <typename T>
-inline Vector<T> load(const T* p) {
-  Vector<T> v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-template <typename T>
-inline void store(T* p, Vector<T> v) {
-  __builtin_memcpy(p, &v, sizeof v);
-}
-template <typename T>
-inline void fill(T* p, int64_t count, T value) {
-  for (int64_t i = 0; i < count; ++i) p[i] = value;
-}
-
-inline float exponential(float x) { return __builtin_expf(x); }
-inline double exponential(double x) { return __builtin_exp(x); }
-inline float logarithm(float x) { return __builtin_logf(x); }
-inline double logarithm(double x) { return __builtin_log(x); }
-
-// A matrix in panels: element (row, column) at data[(column / kPanel * rows + row) * kPanel + column % kPanel].
-template <typename T>
-struct Panels {
-  T* data;
-  int64_t rows;     // between one panel and the next
-  int64_t columns;  // those that count; the rest of the last panel is zero
-  T* panel(int64_t p) const { return data + p * rows * kPanel<T>; }
-  int64_t panels() const { return (columns + kPanel<T> - 1) / kPanel<T>; }
-};
-
-template <typename T>
-int64_t panel_scalars(int64_t rows, int64_t columns) {
-  return rows * round_up(columns, kPanel<T>);
-}
-
-template <typename T>
-void pack(const T* source, int64_t rows, int64_t columns, int64_t row_step, int64_t column_step, const Panels<T>& to) {
-  for (int64_t p = 0; p < to.panels(); ++p) {
-    T* out = to.panel(p);
-    const int64_t first = p * kPanel<T>, width = smaller(columns - first, kPanel<T>);
-    for (int64_t r = 0; r < rows; ++r, out += kPanel<T>) {
-      const T* in = source + r * row_step + first * column_step;
-      for (int64_t c = 0; c < width; ++c) out[c] = in[c * column_step];
-      for (int64_t c = width; c < kPanel<T>; ++c) out[c] = 0;
-    }
-  }
-}
-
-// Hands out pieces of the caller's workspace, each on a cache line of its own.
-template <typename T>
-struct Arena {
-  T* next;
-  int64_t used = 0;
-  T* take(int64_t scalars) {
-    T* piece = next == nullptr ? nullptr : next + used;
-    used += round_up(scalars, 64 / static_cast<int64_t>(sizeof(T)));
-    return piece;
-  }
-  template <typename U>
-  U* take_as(int64_t count) {
-    return reinterpret_cast<U*>(take(count * static_cast<int64_t>(sizeof(U)) / static_cast<int64_t>(sizeof(T)) + 1));
-  }
-  Panels<T> panels(int64_t rows, int64_t columns) {
-    // Register tiles of features may run over the last column's feature tile, never over a panel.
-    return {take(panel_scalars<T>(rows, columns)), rows, columns};
-  }
-};
-
-// Consecutive rows, at most kRows, that are multiplied together.
-struct Tile {
-  int64_t row, rows;
-};
-struct Tiles {
-  Tile* at;
-  int64_t count;
-  int64_t rows;  // of all of them
-};
-
-// Cuts each state's rows, or those of a few states that have few, into tiles of equal size: rows of one state are
-// alike, and zero in the same columns. Rows of state i: [first_row[i], first_row[i + 1]).
-inline void cut(const int64_t* first_row, int64_t states, Tiles& tiles) {
-  tiles.count = 0;
-  tiles.rows = first_row[states];
-  for (int64_t i = 0; i < states;) {
-    const int64_t begin = first_row[i++];
-    while (i < states && first_row[i] - begin < kRows) ++i;
-    const int64_t rows = first_row[i] - begin, parts = (rows + kRows - 1) / kRows;
-    for (int64_t p = 0; p < parts; ++p) {
-      const int64_t from = rows * p / parts;
-      tiles.at[tiles.count++] = {begin + from, rows * (p + 1) / parts - from};
-    }
-  }
-}
-
-// At most so many tiles come of `rows` rows: only the last of those that are cut together can be fewer than kRows.
-inline int64_t most_tiles(int64_t rows) { return 2 * rows / kRows + 1; }
-
-template <int N>
-struct Number {
-  static constexpr int value = N;
-};
-
-// body(Number<rows>) for rows = 1 .. kRows.
-template <int Rows = kRows, typename Body>
-inline void with_rows(int64_t rows, const Body& body) {
-  if (rows == Rows) return body(Number<Rows>());
-  if constexpr (Rows > 1) with_rows<Rows - 1>(rows, body);
-}
-
-// What a factor is made ready for: a product along a layer or back through it, or its weights' gradient.
-enum class Use { kProduct, kGradient };
-
-// How products hold their factors. This one takes them as they are, and every number of them: the first layer's are
-// few and seldom zero.
-template <typename T>
-struct Dense {
-  using Scalar = T;
-  using Factor = Panels<T>;  // inputs and gradients
-  using Weight = Panels<T>;
-
-  // acc[i] += x(row + i, 0 .. depth) times the rows of one weight panel.
-  template <int Rows>
-  static inline __attribute__((always_inline)) void multiply(const Factor& x, int64_t, int64_t row, const T* weight,
-                                                             int64_t depth, Vector<T> (&acc)[Rows][2]) {
-    for (int64_t first = 0; first < depth; first += kPanel<T>) {
-      const T* in = x.panel(first / kPanel<T>) + row * kPanel<T>;
-      const int64_t width = smaller(depth - first, kPanel<T>);
-      for (int64_t c = 0; c < width; ++c, weight += kPanel<T>) {
-        const Vector<T> w0 = load(weight), w1 = load(weight + kLanes<T>);
-#pragma GCC unroll 16
-        for (int i = 0; i < Rows; ++i) {
-          const T factor = in[i * kPanel<T> + c];
-          acc[i][0] += factor * w0;
-          acc[i][1] += factor * w1;
-        }
-      }
-    }
-  }
-
-  // grad (panels of outputs, one row per input) += x^T g over `rows` rows.
-  static void accumulate(const Factor& x, const Factor& g, int64_t rows, const Panels<T>& grad) {
-    for (int64_t first = 0; first < x.columns; first += kFeatures) {
-      const T* in = x.panel(first / kPanel<T>) + first % kPanel<T>;
-      for (int64_t p = 0; p < g.panels(); ++p) {
-        T* sum = grad.panel(p) + first * kPanel<T>;
-        Vector<T> acc[kFeatures][2];
-#pragma GCC unroll 16
-        for (int i = 0; i < kFeatures; ++i) {
-          acc[i][0] = load(sum + i * kPanel<T>), acc[i][1] = load(sum + i * kPanel<T> + kLanes<T>);
-        }
-        const T* a = in;
-        const T* b = g.panel(p);
-        for (int64_t r = 0; r < rows; ++r, a += kPanel<T>, b += kPanel<T>) {
-          const Vector<T> g0 = load(b), g1 = load(b + kLanes<T>);
-#pragma GCC unroll 16
-          for (int i = 0; i < kFeatures; ++i) {
-            acc[i][0] += a[i] * g0;
-            acc[i][1] += a[i] * g1;
-          }
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < kFeatures; ++i) {
-          store(sum + i * kPanel<T>, acc[i][0]), store(sum + i * kPanel<T> + kLanes<T>, acc[i][1]);
-        }
-      }
-    }
-  }
-};
-
-// The numbers of the set bits of each byte, in order.
-struct SetBits {
-  uint32_t numbers[256][8] = {};
-  uint8_t count[256] = {};
-  constexpr SetBits() {
-    for (int byte = 0; byte < 256; ++byte) {
-      for (int i = 0; i < 8; ++i) {
-        if (byte >> i & 1) numbers[byte][count[byte]++] = static_cast<uint32_t>(i);
-      }
-    }
-  }
-};
-constexpr SetBits kSetBits;
-typedef uint32_t Numbers __attribute__((vector_size(32)));
-
-// Calls body(8 numbers, how many of them count) for the columns of a panel whose bit is set, in order.
-template <typename Body>
-inline void for_set_bits(uint32_t bits, const Body& body) {
-  for (uint32_t first = 0; first < 32 && bits >> first != 0; first += 8) {
-    const uint32_t byte = bits >> first & 255;
-    Numbers numbers;
-    __builtin_memcpy(&numbers, kSetBits.numbers[byte], sizeof numbers);
-    body(numbers + first, kSetBits.count[byte]);
-  }
-}
-
-// A bit for each lane that is not zero.
-template <typename Unsigned>
-inline uint32_t nonzero_lanes(Vector<Unsigned> v) {
-#if defined(__AVX512F__)
-  const __m512i bits = reinterpret_cast<__m512i>(v);
-  if constexpr (sizeof(Unsigned) == 4) return _mm512_test_epi32_mask(bits, bits);
-  if constexpr (sizeof(Unsigned) == 8) return _mm512_test_epi64_mask(bits, bits);
-#elif defined(__AVX2__)
-  const Vector<Unsigned> set = v != 0 ? ~Vector<Unsigned>{} : Vector<Unsigned>{};
-  if constexpr (sizeof(Unsigned) == 4) return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(set)));
-  if constexpr (sizeof(Unsigned) == 8) return static_cast<uint32_t>(_mm256_movemask_pd(reinterpret_cast<__m256d>(set)));
-#else
-  uint32_t bits = 0;
-  for (int64_t i = 0; i < kLanes<Unsigned>; ++i) bits |= uint32_t{v[i] != 0} << i;
-  return bits;
-#endif
-}
-
-// A bit for each of a panel's columns in which some row of the tile is not zero.
-template <typename T>
-inline uint32_t columns_in_use(const Panels<T>& x, const Tile& tile, int64_t p) {
-  using Unsigned = typename UnsignedOf<sizeof(T)>::Type;
-  static_assert(kPanel<T> <= 32);
-  const Unsigned* in = reinterpret_cast<const Unsigned*>(x.panel(p) + tile.row * kPanel<T>);
-  Vector<Unsigned> any[2] = {};
-  for (int64_t r = 0; r < tile.rows; ++r, in += kPanel<T>) any[0] |= load(in), any[1] |= load(in + kLanes<T>);
-  const uint32_t bits = nonzero_lanes<Unsigned>(any[0]) | nonzero_lanes<Unsigned>(any[1]) << kLanes<T>;
-  // Behind the last column a row that is not finite holds its products with zeros, which are not zero.
-  const int64_t width = x.columns - p * kPanel<T>;
-  return width < kPanel<T> ? bits & ((uint32_t{1} << width) - 1) : bits;
-}
-
-// Products between hidden layers, whose left factor comes out of a ReLU: some half of its numbers are zero. A column
-// that is zero in all rows of a tile is left out, which changes nothing but the sign of a zero (and hides a weight
-// behind it that is infinite or not a number).
-template <typename T>
-struct Sparse {
-  using Scalar = T;
-  using Weight = Panels<T>;
-  struct Factor {
-    Panels<T> x;
-    // Of tile t, from [t * stride] on, for each column that counts: where it is in a row of x, and where its row is in
-    // a panel of the weights or of their gradients; in bytes.
-    uint32_t *columns, *weights;
-    int64_t* counts;
-    int64_t stride;
-  };
-
-  static Factor factor(Arena<T>& arena, int64_t rows, int64_t width) {
-    const int64_t stride = width + 8;  // whole vectors of 8 are written
-    const int64_t tiles = most_tiles(rows);
-    uint32_t* columns = arena.template take_as<uint32_t>(tiles * stride);
-    uint32_t* weights = arena.template take_as<uint32_t>(tiles * stride);
-    return {{nullptr, 0, 0}, columns, weights, arena.template take_as<int64_t>(tiles), stride};
-  }
-  static Weight weight(Arena<T>& arena, int64_t inputs, int64_t outputs) { return arena.panels(inputs, outputs); }
-  static void pack_weight(const T* source, int64_t inputs, int64_t outputs, int64_t row_step, int64_t column_step,
-                          const Weight& to) {
-    pack(source, inputs, outputs, row_step, column_step, to);
-  }
-
-  static const T* at(const T* base, uint32_t bytes) {
-    return reinterpret_cast<const T*>(reinterpret_cast<const char*>(base) + bytes);
-  }
-  static T* at(T* base, uint32_t bytes) { return reinterpret_cast<T*>(reinterpret_cast<char*>(base) + bytes); }
-
-  // Lists the columns of each tile.
-  static void convert(const Panels<T>& from, const Tiles& tiles, Use, Factor& to) {
-    constexpr uint32_t kRowBytes = kPanel<T> * sizeof(T);
-    const int64_t panel_step = from.rows * kPanel<T>;
-    to.x = from;
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      uint32_t* columns = to.columns + t * to.stride;
-      uint32_t* weights = to.weights + t * to.stride;
-      int64_t count = 0;
-      for (int64_t p = 0; p < from.panels(); ++p) {
-        for_set_bits(columns_in_use(from, tiles.at[t], p), [&](const Numbers& numbers, int64_t set) {
-          const Numbers column = (numbers + static_cast<uint32_t>(p * panel_step)) * static_cast<uint32_t>(sizeof(T));
-          const Numbers weight = (numbers + static_cast<uint32_t>(p * kPanel<T>)) * kRowBytes;
-          __builtin_memcpy(columns + count, &column, sizeof column);
-          __builtin_memcpy(weights + count, &weight, sizeof weight);
-          count += set;
-        });
-      }
-      to.counts[t] = count;
-    }
-  }
-
-  // acc[i] += x(row + i, all columns) times the rows of one weight panel.
-  template <int Rows>
-  static inline __attribute__((always_inline)) void multiply(const Factor& x, int64_t tile, int64_t row,
-                                                             const T* weight, int64_t, Vector<T> (&acc)[Rows][2]) {
-    const uint32_t *columns = x.columns + tile * x.stride, *weights = x.weights + tile * x.stride;
-    const T* in = x.x.data + row * kPanel<T>;
-    const int64_t count = x.counts[tile];
-#pragma GCC unroll 2
-    for (int64_t k = 0; k < count; ++k) {
-      const T* w = at(weight, weights[k]);
-      const T* column = at(in, columns[k]);
-      const Vector<T> w0 = load(w), w1 = load(w + kLanes<T>);
-#pragma GCC unroll 16
-      for (int i = 0; i < Rows; ++i) {
-        const T factor = column[i * kPanel<T>];
-        acc[i][0] += factor * w0;
-        acc[i][1] += factor * w1;
-      }
-    }
-  }
-
-  // One panel of grad += x^T g over one tile, whose rows of g stay in registers.
-  template <int Rows>
-  static void add_tile(const Factor& x, int64_t tile, int64_t row, const T* g, T* grad) {
-    Vector<T> g_rows[Rows][2];
-#pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
-      g_rows[i][0] = load(g + (row + i) * kPanel<T>), g_rows[i][1] = load(g + (row + i) * kPanel<T> + kLanes<T>);
-    }
-    const uint32_t *columns = x.columns + tile * x.stride, *weights = x.weights + tile * x.stride;
-    const T* in = x.x.data + row * kPanel<T>;
-    const int64_t count = x.counts[tile];
-#pragma GCC unroll 2
-    for (int64_t k = 0; k < count; ++k) {
-      T* sum = at(grad, weights[k]);
-      const T* column = at(in, columns[k]);
-      Vector<T> s0 = load(sum), s1 = load(sum + kLanes<T>);
-#pragma GCC unroll 16
-      for (int i = 0; i < Rows; ++i) {
-        const T factor = column[i * kPanel<T>];
-        s0 += factor * g_rows[i][0];
-        s1 += factor * g_rows[i][1];
-      }
-      store(sum, s0), store(sum + kLanes<T>, s1);
-    }
-  }
-
-  // grad (panels of outputs, one row per input) += x^T g.
-  static void accumulate(const Factor& x, const Panels<T>& g, const Tiles& tiles, const Panels<T>& grad) {
-    for (int64_t p = 0; p < g.panels(); ++p) {
-      for (int64_t t = 0; t < tiles.count; ++t) {
-        const Tile tile = tiles.at[t];
-        with_rows(tile.rows, [&](auto rows) { add_tile<rows.value>(x, t, tile.row, g.panel(p), grad.panel(p)); });
-      }
-    }
-  }
-};
-
-// The ReLU; not-a-number stays, as it does in torch, for a run that diverges must show it.
-template <typename T>
-inline Vector<T> positive(Vector<T> v) {
-  return 0 > v ? Vector<T>{} : v;
-}
-
-// How a layer's sums begin and end.
-enum class Layer {
-  kPlain,  // starts from the bias, stays as it is
-  kState,  // starts from a row that `group` consecutive rows share, ends with the ReLU
-  kRelu,   // starts from the bias, ends with the ReLU
-  kMask,   // starts from 0, is kept where `gate` is positive: the gradient through a ReLU
-};
-
-template <typename Products, Layer kind, int Rows, typename T = typename Products::Scalar>
-void layer_tile(const typename Products::Factor& x, int64_t tile, int64_t row, int64_t p,
-                const typename Products::Weight& weight, int64_t depth, const T* bias, const Panels<T>& start,
-                int64_t group, const Panels<T>& gate, const Panels<T>& out) {
-  Vector<T> acc[Rows][2];
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i) {
-    if constexpr (kind == Layer::kState) {
-      const T* from = start.panel(p) + (row + i) / group * kPanel<T>;
-      acc[i][0] = load(from), acc[i][1] = load(from + kLanes<T>);
-    } else if constexpr (kind == Layer::kMask) {
-      acc[i][0] = acc[i][1] = Vector<T>{};
-    } else {
-      acc[i][0] = load(bias + p * kPanel<T>), acc[i][1] = load(bias + p * kPanel<T> + kLanes<T>);
-    }
-  }
-  Products::template multiply<Rows>(x, tile, row, weight.panel(p), depth, acc);
-  T* to = out.panel(p) + row * kPanel<T>;
-  const T* open = kind == Layer::kMask ? gate.panel(p) + row * kPanel<T> : nullptr;
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i) {
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) {
-      Vector<T> v = acc[i][h];
-      if constexpr (kind == Layer::kMask) v = load(open + i * kPanel<T> + h * kLanes<T>) > 0 ? v : Vector<T>{};
-      if constexpr (kind == Layer::kRelu || kind == Layer::kState) v = positive<T>(v);
-      store(to + i * kPanel<T> + h * kLanes<T>, v);
-    }
-  }
-}
-
-// out = x times weight. A panel of weights stays in the first-level cache for all tiles.
-template <typename Products, Layer kind, typename T = typename Products::Scalar>
-void layer(const typename Products::Factor& x, const Tiles& tiles, const typename Products::Weight& weight,
-           int64_t depth, const typename Products::Scalar* bias, const Panels<T>& start, int64_t group,
-           const Panels<T>& gate, const Panels<T>& out) {
-  for (int64_t p = 0; p < out.panels(); ++p) {
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      const Tile tile = tiles.at[t];
-      with_rows(tile.rows, [&](auto rows) {
-        layer_tile<Products, kind, rows.value>(x, t, tile.row, p, weight, depth, bias, start, group, gate, out);
-      });
-    }
-  }
-}
-
-// sums (one row of panels, as long as the columns) += column sums of g over rows [begin, end).
-template <typename T>
-void accumulate_columns(const Panels<T>& g, int64_t begin, int64_t end, T* sums, int64_t panel_step) {
-  for (int64_t p = 0; p < g.panels(); ++p) {
-    T* sum = sums + p * panel_step;
-    Vector<T> s0 = load(sum), s1 = load(sum + kLanes<T>);
-    const T* row = g.panel(p) + begin * kPanel<T>;
-    for (int64_t r = begin; r < end; ++r, row += kPanel<T>) s0 += load(row), s1 += load(row + kLanes<T>);
-    store(sum, s0), store(sum + kLanes<T>, s1);
-  }
-}
-
-constexpr int64_t kMaxLayers = 16;
-
-// One critic's parameters in panels, and the activations of one chunk.
+// One critic's first and last layer around its hidden ones, for one chunk of states.
 template <typename Products>
-struct Work {
+struct CriticWork {
   using T = typename Products::Scalar;
-  Panels<T> state_weight, action_weight;                           // halves of the first layer, [inputs, width]
-  typename Products::Weight weight[kMaxLayers], back[kMaxLayers];  // hidden layers l >= 1 and their transposes
-  T* bias[kMaxLayers];
-  T* last;  // weights of the output, padded with zeros
-  Panels<T> states, actions, base;
-  Panels<T> hidden[kMaxLayers];
-  typename Products::Factor factor;  // of the product that is being taken
-  T* q;
-  // Gradients: of q, of two activations at a time, and of the parameters.
-  T* q_grad;
-  Panels<T> up, down, base_grad;
-  Panels<T> state_weight_grad, action_weight_grad, weight_grad[kMaxLayers];
-  T* bias_grad[kMaxLayers];
-  T* last_grad;
+  // Rows of a chunk: its activations stay in the second-level cache, panels of it in the first.
+  static constexpr int64_t kChunkRows = 128;
+
   int64_t chunk_states;
-  int64_t first_row[kChunkRows + 1];  // of each of the chunk's states; others once rows without a gradient are gone
-  Tiles state_tiles, tiles;           // of the chunk's states, and of its rows
+  Trunk<Products> trunk;
+  Panels<T> state_weight, action_weight;  // halves of the first layer, [inputs, width]
+  T* last;                                // weights of the output
+  Panels<T> states, actions, base;
+  T* q;
+  Tiles state_tiles;
+  // Gradients.
+  T* q_grad;
+  Panels<T> base_grad, state_weight_grad, action_weight_grad;
+  T* last_grad;
+
+  static int64_t states_of_a_chunk(const Critics<T>& c) {
+    return smaller(c.batch, kChunkRows / c.actions > 0 ? kChunkRows / c.actions : 1);
+  }
 
   // Lays everything out; with a null arena this only counts.
-  Work(const Critics<T>& c, bool gradient, Arena<T>& arena) {
-    chunk_states = smaller(c.batch, kChunkRows / c.actions > 0 ? kChunkRows / c.actions : 1);
-    const int64_t rows = chunk_states * c.actions, hidden_layers = c.layers - 1;
-    int64_t widest = 0;
+  CriticWork(const Critics<T>& c, bool gradient, Arena<T>& arena)
+      : chunk_states(states_of_a_chunk(c)),
+        trunk(c.widths, c.layers - 1, chunk_states * c.actions, {true, gradient, gradient}, true, arena) {
+    const int64_t rows = chunk_states * c.actions, width = trunk.top().columns;
     state_weight = arena.panels(c.state_dim, c.widths[0]);
     action_weight = arena.panels(c.action_dim, c.widths[0]);
-    for (int64_t l = 0; l < hidden_layers; ++l) {
-      if (l > 0) weight[l] = Products::weight(arena, c.widths[l - 1], c.widths[l]);
-      if (l > 0 && gradient) back[l] = Products::weight(arena, c.widths[l], c.widths[l - 1]);
-      bias[l] = arena.take(round_up(c.widths[l], kPanel<T>));
-      hidden[l] = arena.panels(rows, c.widths[l]);
-      widest = widest > c.widths[l] ? widest : c.widths[l];
-    }
-    factor = Products::factor(arena, rows, widest);
-    last = arena.take(round_up(c.widths[hidden_layers - 1], kPanel<T>));
+    last = arena.take(round_up(width, kPanel<T>));
     states = arena.panels(chunk_states, c.state_dim);
     actions = arena.panels(rows, c.action_dim);
     base = arena.panels(chunk_states, c.widths[0]);
     q = arena.take(rows);
     state_tiles.at = arena.template take_as<Tile>(most_tiles(chunk_states));
-    tiles.at = arena.template take_as<Tile>(most_tiles(rows));
     if (!gradient) return;
     q_grad = arena.take(rows);
-    up = arena.panels(rows, widest);
-    down = arena.panels(rows, widest);
     base_grad = arena.panels(chunk_states, c.widths[0]);
-    // Feature tiles of the products x^T g may end behind the last input: room for a whole panel of rows.
     state_weight_grad = arena.panels(round_up(c.state_dim, kPanel<T>), c.widths[0]);
     action_weight_grad = arena.panels(round_up(c.action_dim, kPanel<T>), c.widths[0]);
-    for (int64_t l = 0; l < hidden_layers; ++l) {
-      if (l > 0) weight_grad[l] = arena.panels(round_up(c.widths[l - 1], kPanel<T>), c.widths[l]);
-      bias_grad[l] = arena.take(round_up(c.widths[l], kPanel<T>));
-    }
-    last_grad = arena.take(round_up(c.widths[hidden_layers - 1], kPanel<T>));
+    last_grad = arena.take(round_up(width, kPanel<T>));
   }
 
-  void load_parameters(const Critics<T>& c, int64_t net, bool gradient) {
-    const int64_t hidden_layers = c.layers - 1, first = c.widths[0];
+  void load_parameters(const Critics<T>& c, int64_t net) {
+    const int64_t first = c.widths[0], width = trunk.top().columns;
     const T* w = c.weights[0] + net * (c.state_dim + c.action_dim) * first;
     pack(w, c.state_dim, first, first, 1, state_weight);
     pack(w + c.state_dim * first, c.action_dim, first, first, 1, action_weight);
-    for (int64_t l = 0; l < hidden_layers; ++l) {
-      const int64_t in = l > 0 ? c.widths[l - 1] : 0, out = c.widths[l];
-      if (l > 0) Products::pack_weight(c.weights[l] + net * in * out, in, out, out, 1, weight[l]);
-      if (l > 0 && gradient) Products::pack_weight(c.weights[l] + net * in * out, out, in, 1, out, back[l]);
-      fill(bias[l], round_up(out, kPanel<T>), T(0));
-      for (int64_t j = 0; j < out; ++j) bias[l][j] = c.biases[l][net * out + j];
-    }
-    const int64_t width = c.widths[hidden_layers - 1];
-    fill(last, round_up(width, kPanel<T>), T(0));
-    for (int64_t j = 0; j < width; ++j) last[j] = c.weights[hidden_layers][net * width + j];
+    trunk.load_parameters(c.weights, c.biases, net);
+    pack_vector(c.weights[c.layers - 1] + net * width, width, last);
   }
 
-  void clear_gradients(const Critics<T>& c) {
-    auto clear = [](const Panels<T>& g) { fill(g.data, panel_scalars<T>(g.rows, g.columns), T(0)); };
+  void clear_gradients() {
     clear(state_weight_grad);
     clear(action_weight_grad);
-    for (int64_t l = 0; l + 1 < c.layers; ++l) {
-      if (l > 0) clear(weight_grad[l]);
-      fill(bias_grad[l], round_up(c.widths[l], kPanel<T>), T(0));
-    }
-    fill(last_grad, round_up(c.widths[c.layers - 2], kPanel<T>), T(0));
+    trunk.clear_gradients();
+    fill(last_grad, round_up(trunk.top().columns, kPanel<T>), T(0));
   }
 };
 
 // q of the states [first, first + count) of one seed.
 template <typename Products, typename T = typename Products::Scalar>
-void forward(const Critics<T>& c, int64_t seed, int64_t net, int64_t first, int64_t count, Work<Products>& work) {
-  const int64_t rows = count * c.actions, hidden_layers = c.layers - 1;
+void forward(const Critics<T>& c, int64_t seed, int64_t net, int64_t first, int64_t count, CriticWork<Products>& work) {
+  const int64_t rows = count * c.actions;
   const T* states = c.states + (seed * c.batch + first) * c.state_dim;
   const T* actions = c.action_rows + (seed * c.batch + first) * c.actions * c.action_dim;
   const Panels<T> none{nullptr, 0, 0};
+  Trunk<Products>& trunk = work.trunk;
   pack(states, count, c.state_dim, c.state_dim, 1, work.states);
   pack(actions, rows, c.action_dim, c.action_dim, 1, work.actions);
-  for (int64_t i = 0; i <= count; ++i) work.first_row[i] = i;
-  cut(work.first_row, count, work.state_tiles);
-  for (int64_t i = 0; i <= count; ++i) work.first_row[i] = i * c.actions;
-  cut(work.first_row, count, work.tiles);
-  layer<Dense<T>, Layer::kPlain>(work.states, work.state_tiles, work.state_weight, c.state_dim, work.bias[0], none, 1,
+  for (int64_t i = 0; i <= count; ++i) trunk.first_row[i] = i;
+  cut(trunk.first_row, count, work.state_tiles);
+  for (int64_t i = 0; i <= count; ++i) trunk.first_row[i] = i * c.actions;
+  cut(trunk.first_row, count, trunk.tiles);
+  layer<Dense<T>, Layer::kPlain>(work.states, work.state_tiles, work.state_weight, c.state_dim, trunk.bias[0], none, 1,
                                  none, work.base);
-  layer<Dense<T>, Layer::kState>(work.actions, work.tiles, work.action_weight, c.action_dim, nullptr, work.base,
-                                 c.actions, none, work.hidden[0]);
-  for (int64_t l = 1; l < hidden_layers; ++l) {
-    Products::convert(work.hidden[l - 1], work.tiles, Use::kProduct, work.factor);
-    layer<Products, Layer::kRelu>(work.factor, work.tiles, work.weight[l], c.widths[l - 1], work.bias[l], none, 1, none,
-                                  work.hidden[l]);
-  }
-  const Panels<T>& top = work.hidden[hidden_layers - 1];
-  const T bias = c.biases[hidden_layers][net];
+  layer<Dense<T>, Layer::kState>(work.actions, trunk.tiles, work.action_weight, c.action_dim, nullptr, work.base,
+                                 c.actions, none, trunk.hidden[0]);
+  trunk.forward();
+  const Panels<T>& top = trunk.top();
+  const T bias = c.biases[c.layers - 1][net];
   for (int64_t r = 0; r < rows; ++r) {
     Vector<T> s0{}, s1{};
     for (int64_t p = 0; p < top.panels(); ++p) {
@@ -577,8 +99,9 @@ void forward(const Critics<T>& c, int64_t seed, int64_t net, int64_t first, int6
 // Moves the rows whose q_grad is not zero together, in order, and cuts them into tiles. The others add nothing to any
 // gradient: Cal-QL's policy actions below the bound, states at the floor, weights of the log-sum-exp that vanish.
 template <typename Products, typename T = typename Products::Scalar>
-void drop_idle_rows(const Critics<T>& c, int64_t count, Work<Products>& work) {
-  const int64_t rows = count * c.actions, hidden_layers = c.layers - 1;
+void drop_idle_rows(const Critics<T>& c, int64_t count, CriticWork<Products>& work) {
+  const int64_t rows = count * c.actions;
+  Trunk<Products>& trunk = work.trunk;
   int64_t busy = 0;
   for (int64_t r = 0; r < rows; ++r) busy += work.q_grad[r] != 0;
   const bool pays = 16 * busy < 15 * rows;  // moving costs as much as some 2 % of the rows' products
@@ -591,26 +114,26 @@ void drop_idle_rows(const Critics<T>& c, int64_t count, Work<Products>& work) {
   };
   int64_t kept = 0;
   for (int64_t r = 0; r < rows; ++r) {
-    if (r % c.actions == 0) work.first_row[r / c.actions] = kept;
+    if (r % c.actions == 0) trunk.first_row[r / c.actions] = kept;
     if (pays && work.q_grad[r] == 0) continue;
     if (kept < r) {
       work.q_grad[kept] = work.q_grad[r];
       move(work.actions, r, kept);
-      for (int64_t l = 0; l < hidden_layers; ++l) move(work.hidden[l], r, kept);
+      for (int64_t l = 0; l < trunk.layers; ++l) move(trunk.hidden[l], r, kept);
     }
     ++kept;
   }
-  work.first_row[count] = kept;
-  if (kept < rows) cut(work.first_row, count, work.tiles);
+  trunk.first_row[count] = kept;
+  if (kept < rows) cut(trunk.first_row, count, trunk.tiles);
 }
 
 // Parameter gradients of sum_r q_grad[r] q[r] over the rows that `forward` and `drop_idle_rows` left.
 template <typename Products, typename T = typename Products::Scalar>
-void backward(const Critics<T>& c, int64_t count, Work<Products>& work, T* output_bias_grad) {
-  const int64_t rows = work.tiles.rows, hidden_layers = c.layers - 1;
-  const Panels<T> none{nullptr, 0, 0};
-  Panels<T> up = work.up, down = work.down;
-  const Panels<T>& top = work.hidden[hidden_layers - 1];
+void backward(int64_t count, CriticWork<Products>& work, T* output_bias_grad) {
+  Trunk<Products>& trunk = work.trunk;
+  const int64_t rows = trunk.tiles.rows;
+  const Panels<T>& top = trunk.top();
+  Panels<T>& up = trunk.up;
   up.columns = top.columns;
   for (int64_t p = 0; p < top.panels(); ++p) {
     const Vector<T> w0 = load(work.last + p * kPanel<T>), w1 = load(work.last + p * kPanel<T> + kLanes<T>);
@@ -627,41 +150,21 @@ void backward(const Critics<T>& c, int64_t count, Work<Products>& work, T* outpu
     store(sum, load(sum) + s0), store(sum + kLanes<T>, load(sum + kLanes<T>) + s1);
   }
   for (int64_t r = 0; r < rows; ++r) *output_bias_grad += work.q_grad[r];
-  for (int64_t l = hidden_layers - 1; l > 0; --l) {
-    Products::convert(work.hidden[l - 1], work.tiles, Use::kGradient, work.factor);
-    Products::accumulate(work.factor, up, work.tiles, work.weight_grad[l]);
-    accumulate_columns(up, 0, rows, work.bias_grad[l], kPanel<T>);
-    Products::convert(up, work.tiles, Use::kProduct, work.factor);
-    down.columns = c.widths[l - 1];
-    layer<Products, Layer::kMask>(work.factor, work.tiles, work.back[l], c.widths[l], nullptr, none, 1,
-                                  work.hidden[l - 1], down);
-    const Panels<T> swap = up;
-    up = down, down = swap;
-  }
+  trunk.backward();
   Dense<T>::accumulate(work.actions, up, rows, work.action_weight_grad);
   const Panels<T>& base = work.base_grad;
-  fill(base.data, panel_scalars<T>(base.rows, base.columns), T(0));
+  clear(base);
   for (int64_t i = 0; i < count; ++i) {
-    accumulate_columns(up, work.first_row[i], work.first_row[i + 1], base.data + i * kPanel<T>, base.rows * kPanel<T>);
+    accumulate_columns(up, trunk.first_row[i], trunk.first_row[i + 1], base.data + i * kPanel<T>,
+                       base.rows * kPanel<T>);
   }
   Dense<T>::accumulate(work.states, base, count, work.state_weight_grad);
-  accumulate_columns(base, 0, count, work.bias_grad[0], kPanel<T>);
-}
-
-template <typename T>
-void unpack(const Panels<T>& grad, int64_t rows, T* out) {
-  for (int64_t p = 0; p < grad.panels(); ++p) {
-    const int64_t first = p * kPanel<T>, width = smaller(grad.columns - first, kPanel<T>);
-    for (int64_t r = 0; r < rows; ++r) {
-      const T* in = grad.panel(p) + r * kPanel<T>;
-      for (int64_t c = 0; c < width; ++c) out[r * grad.columns + first + c] = in[c];
-    }
-  }
+  accumulate_columns(base, 0, count, trunk.bias_grad[0], kPanel<T>);
 }
 
 // Losses of the chunk's states, and q_grad.
 template <typename Products, typename T = typename Products::Scalar>
-void loss_rows(const ConservativeLoss<T>& loss, int64_t seed, int64_t first, int64_t count, Work<Products>& work,
+void loss_rows(const ConservativeLoss<T>& loss, int64_t seed, int64_t first, int64_t count, CriticWork<Products>& work,
                LossSums<T>& sums) {
   const int64_t n = loss.sampled, m = 3 * n;
   const T share = T(1) / static_cast<T>(loss.critics.batch), weight = loss.weight[seed] * share;
@@ -707,18 +210,18 @@ void loss_rows(const ConservativeLoss<T>& loss, int64_t seed, int64_t first, int
 }
 
 template <typename Products, typename T = typename Products::Scalar>
-int64_t workspace(const Critics<T>& c, bool gradient) {
+int64_t critic_workspace(const Critics<T>& c, bool gradient) {
   Arena<T> arena{nullptr};
-  Work<Products> work(c, gradient, arena);
+  CriticWork<Products> work(c, gradient, arena);
   return arena.used;
 }
 
 template <typename Products, typename T = typename Products::Scalar>
 void values(const Critics<T>& c, const CriticRange& range, T* space, T* out) {
   Arena<T> arena{space};
-  Work<Products> work(c, false, arena);
+  CriticWork<Products> work(c, false, arena);
   const int64_t net = range.seed * c.members + range.member;
-  work.load_parameters(c, net, false);
+  work.load_parameters(c, net);
   for (int64_t first = range.begin; first < range.end; first += work.chunk_states) {
     const int64_t count = smaller(work.chunk_states, range.end - first);
     forward(c, range.seed, net, first, count, work);
@@ -732,10 +235,10 @@ LossSums<T> conservative(const ConservativeLoss<T>& loss, const CriticRange& ran
                          T* const* bias_grads) {
   const Critics<T>& c = loss.critics;
   Arena<T> arena{space};
-  Work<Products> work(c, true, arena);
-  const int64_t net = range.seed * c.members + range.member, hidden_layers = c.layers - 1;
-  work.load_parameters(c, net, true);
-  work.clear_gradients(c);
+  CriticWork<Products> work(c, true, arena);
+  const int64_t net = range.seed * c.members + range.member;
+  work.load_parameters(c, net);
+  work.clear_gradients();
   LossSums<T> sums;
   T output_bias_grad = 0;
   for (int64_t first = range.begin; first < range.end; first += work.chunk_states) {
@@ -743,21 +246,18 @@ LossSums<T> conservative(const ConservativeLoss<T>& loss, const CriticRange& ran
     forward(c, range.seed, net, first, count, work);
     loss_rows(loss, range.seed, first, count, work, sums);
     drop_idle_rows(c, count, work);
-    backward(c, count, work, &output_bias_grad);
+    backward(count, work, &output_bias_grad);
   }
   unpack(work.state_weight_grad, c.state_dim, weight_grads[0]);
   unpack(work.action_weight_grad, c.action_dim, weight_grads[0] + c.state_dim * c.widths[0]);
-  for (int64_t l = 0; l < hidden_layers; ++l) {
-    if (l > 0) unpack(work.weight_grad[l], c.widths[l - 1], weight_grads[l]);
-    for (int64_t j = 0; j < c.widths[l]; ++j) bias_grads[l][j] = work.bias_grad[l][j];
-  }
-  const int64_t width = c.widths[hidden_layers - 1];
-  for (int64_t j = 0; j < width; ++j) weight_grads[hidden_layers][j] = work.last_grad[j];
-  bias_grads[hidden_layers][0] = output_bias_grad;
+  work.trunk.unpack_gradients(weight_grads, bias_grads);
+  const int64_t output = c.layers - 1, width = work.trunk.top().columns;
+  for (int64_t j = 0; j < width; ++j) weight_grads[output][j] = work.last_grad[j];
+  bias_grads[output][0] = output_bias_grad;
   return sums;
 }
 
 template <typename Products, typename T = typename Products::Scalar>
 constexpr CriticKernels<T> make_critic_kernels() {
-  return {workspace<Products>, values<Products>, conservative<Products>};
+  return {critic_workspace<Products>, values<Products>, conservative<Products>};
 }

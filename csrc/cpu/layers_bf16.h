@@ -1,5 +1,4 @@
-// The hidden layers' products of the critic step in bfloat16, included after critic_impl.h where AVX512-BF16 and
-// AVX512-VBMI2 are there.
+// The hidden layers' products in bfloat16, included after layers_impl.h where AVX512-BF16 and AVX512-VBMI2 are there.
 //
 // Factors are rounded to bfloat16 (8 bits of precision, float32's range), two at a time are multiplied and added to
 // float32 sums: twice the multiply-adds of float32. Activations, losses, gradients and parameters stay float32.

@@ -1,6 +1,6 @@
 #include <immintrin.h>
 
-#include "critic_kernel.h"
+#include "network_kernels.h"
 
 namespace qcse::cpu {
 namespace {
@@ -9,6 +9,8 @@ constexpr int kBytes = 32;
 constexpr int kRows = 6;
 constexpr int kFeatures = 4;
 
+#include "layers_impl.h"
+//
 #include "critic_impl.h"
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "critic_cpu.h"
+#include "networks_cpu.h"
 
 #include <cstring>
 #include <memory>
@@ -6,7 +6,7 @@
 #include <numeric>
 #include <vector>
 
-#include "critic_kernel.h"
+#include "network_kernels.h"
 
 namespace qcse::cpu {
 namespace {

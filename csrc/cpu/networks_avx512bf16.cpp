@@ -1,6 +1,6 @@
 #include <immintrin.h>
 
-#include "critic_kernel.h"
+#include "network_kernels.h"
 
 namespace qcse::cpu {
 namespace {
@@ -9,9 +9,11 @@ constexpr int kBytes = 64;
 constexpr int kRows = 12;
 constexpr int kFeatures = 8;
 
-#include "critic_impl.h"
+#include "layers_impl.h"
 //
-#include "critic_bf16.h"
+#include "layers_bf16.h"
+//
+#include "critic_impl.h"
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-#include "critic_kernel.h"
+#include "network_kernels.h"
 
 namespace qcse::cpu {
 namespace {
@@ -7,6 +7,8 @@ constexpr int kBytes = 16;
 constexpr int kRows = 6;
 constexpr int kFeatures = 4;
 
+#include "layers_impl.h"
+//
 #include "critic_impl.h"
 
 }  // namespace
