@@ -4,85 +4,69 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/networks_cpu.h"
-#include "ops.h"
+#include "ops_networks.h"
 
 namespace qcse {
 namespace {
 
-// The tensors and pointer lists that a Critics<T> points into.
+// The tensors that a Critics<T> points into.
 struct CriticArguments {
+  LayerArguments layers;
   Tensor states, actions;
-  std::vector<Tensor> weights, biases;
-  std::vector<int64_t> widths;
   int64_t seeds, members, batch, action_count, state_dim, action_dim;
   bool is_double, bf16;
 
-  CriticArguments(const char* op, const Tensor& states_, const Tensor& actions_, const std::vector<Tensor>& weights_,
-                  const std::vector<Tensor>& biases_, bool bf16_)
-      : bf16(bf16_) {
-    const auto fail = [op](const std::string& what) { throw std::runtime_error(std::string(op) + ": " + what); };
-    const ScalarType type = states_.scalar_type();
-    if (type != ScalarType::Float && type != ScalarType::Double) fail("states must be float32 or float64");
-    if (bf16 && type != ScalarType::Float) fail("states must be float32 where bf16 is true");
-    if (bf16 && !cpu::has_bf16()) fail("bf16 is true, but this CPU lacks AVX512-BF16 or AVX512-VBMI2; expected false");
-    if (states_.dim() != 3) fail("states must have shape [S, B, D], got " + shape_of(states_));
-    if (actions_.dim() != 4) fail("actions must have shape [S, B, n, A], got " + shape_of(actions_));
-    const int64_t layers = static_cast<int64_t>(weights_.size());
-    if (layers < 2 || layers > cpu::kMaxCriticLayers || biases_.size() != weights_.size()) {
-      fail("weights and biases must be as many, 2 to " + std::to_string(cpu::kMaxCriticLayers) + ", got " +
-           std::to_string(layers) + " and " + std::to_string(biases_.size()));
+  CriticArguments(const char* op, const Tensor& states_, const Tensor& actions_, const std::vector<Tensor>& weights,
+                  const std::vector<Tensor>& biases, bool bf16_)
+      : layers(op, weights, biases, "states", states_, checked_inputs(op, states_, actions_), bf16_),
+        states(torch::stable::contiguous(states_)),
+        actions(torch::stable::contiguous(actions_)),
+        seeds(states.size(0)),
+        members(layers.nets / seeds),
+        batch(states.size(1)),
+        action_count(actions.size(2)),
+        state_dim(states.size(2)),
+        action_dim(actions.size(3)),
+        is_double(states.scalar_type() == ScalarType::Double),
+        bf16(bf16_) {
+    if (layers.nets % seeds != 0) {
+      fail(op, "weights[0] must have shape [S * E, D + A, width] with S = " + std::to_string(seeds) + ", got " +
+                   shape_of(layers.weights[0]));
     }
-    seeds = states_.size(0), batch = states_.size(1), state_dim = states_.size(2);
-    action_count = actions_.size(2), action_dim = actions_.size(3);
-    expect(op, "actions", actions_, states_, {seeds, batch, action_count, action_dim});
-    if (seeds < 1 || batch < 1 || action_count < 1 || state_dim < 1 || action_dim < 1) {
-      fail("states and actions must not be empty, got " + shape_of(states_) + " and " + shape_of(actions_));
+    if (layers.widths.back() != 1) {
+      fail(op, "weights must end with one output, got " + shape_of(layers.weights.back()));
     }
-    const int64_t nets = weights_[0].dim() == 3 ? weights_[0].size(0) : 0;
-    if (nets < 1 || nets % seeds != 0) {
-      fail("weights[0] must have shape [S * E, D + A, width] with S = " + std::to_string(seeds) + ", got " +
-           shape_of(weights_[0]));
-    }
-    members = nets / seeds;
-    states = torch::stable::contiguous(states_);
-    actions = torch::stable::contiguous(actions_);
-    int64_t inputs = state_dim + action_dim;
-    for (int64_t l = 0; l < layers; ++l) {
-      const Tensor& w = weights_[static_cast<size_t>(l)];
-      const int64_t outputs = l + 1 == layers ? 1 : (w.dim() == 3 ? w.size(2) : 0);
-      if (outputs < 1) fail("weights must have shape [S * E, inputs, outputs], got " + shape_of(w));
-      const std::string index = "[" + std::to_string(l) + "]";
-      expect(op, "weights" + index, w, states_, {nets, inputs, outputs});
-      expect(op, "biases" + index, biases_[static_cast<size_t>(l)], states_, {nets, 1, outputs});
-      weights.push_back(torch::stable::contiguous(w));
-      biases.push_back(torch::stable::contiguous(biases_[static_cast<size_t>(l)]));
-      widths.push_back(outputs);
+    for (const int64_t width : layers.widths) {
       // A chunk holds whole states, and the kernel counts its bytes in 32 bits.
-      const int64_t limit = (int64_t(1) << 29) / ((outputs + 31) / 32 * 32);
+      const int64_t limit = (int64_t(1) << 29) / ((width + 31) / 32 * 32);
       if (action_count > limit) {
-        fail("actions must be at most " + std::to_string(limit) + " per state at a hidden width of " +
-             std::to_string(outputs) + ", got " + std::to_string(action_count));
+        fail(op, "actions must be at most " + std::to_string(limit) + " per state at a hidden width of " +
+                     std::to_string(width) + ", got " + std::to_string(action_count));
       }
-      inputs = outputs;
     }
-    is_double = type == ScalarType::Double;
+  }
+
+  [[noreturn]] static void fail(const char* op, const std::string& what) {
+    throw std::runtime_error(std::string(op) + ": " + what);
+  }
+
+  // D + A.
+  static int64_t checked_inputs(const char* op, const Tensor& states, const Tensor& actions) {
+    const ScalarType type = states.scalar_type();
+    if (type != ScalarType::Float && type != ScalarType::Double) fail(op, "states must be float32 or float64");
+    if (states.dim() != 3) fail(op, "states must have shape [S, B, D], got " + shape_of(states));
+    if (actions.dim() != 4) fail(op, "actions must have shape [S, B, n, A], got " + shape_of(actions));
+    expect(op, "actions", actions, states, {states.size(0), states.size(1), actions.size(2), actions.size(3)});
+    for (const Tensor& t : {states, actions}) {
+      for (int64_t i = 0; i < t.dim(); ++i) {
+        if (t.size(i) < 1) {
+          fail(op, "states and actions must not be empty, got " + shape_of(states) + " and " + shape_of(actions));
+        }
+      }
+    }
+    return states.size(2) + actions.size(3);
   }
 };
-
-template <typename T>
-std::vector<const T*> read(const std::vector<Tensor>& tensors) {
-  std::vector<const T*> pointers;
-  for (const Tensor& t : tensors) pointers.push_back(t.const_data_ptr<T>());
-  return pointers;
-}
-
-template <typename T>
-std::vector<T*> written(const std::vector<Tensor>& tensors) {
-  std::vector<T*> pointers;
-  for (const Tensor& t : tensors) pointers.push_back(t.mutable_data_ptr<T>());
-  return pointers;
-}
 
 template <typename T>
 Critics<T> describe(const CriticArguments& a, const std::vector<const T*>& weights,
@@ -90,8 +74,8 @@ Critics<T> describe(const CriticArguments& a, const std::vector<const T*>& weigh
   Critics<T> c;
   c.seeds = a.seeds, c.members = a.members, c.batch = a.batch, c.actions = a.action_count;
   c.state_dim = a.state_dim, c.action_dim = a.action_dim;
-  c.layers = static_cast<int64_t>(a.widths.size());
-  c.widths = a.widths.data();
+  c.layers = static_cast<int64_t>(a.layers.widths.size());
+  c.widths = a.layers.widths.data();
   c.weights = weights.data(), c.biases = biases.data();
   c.bf16 = a.bf16;
   c.states = a.states.const_data_ptr<T>(), c.action_rows = a.actions.const_data_ptr<T>();
@@ -103,7 +87,7 @@ Tensor critic_values_cpu(const Tensor& states, const Tensor& actions, const std:
   const CriticArguments a("qcse::critic_values", states, actions, weights, biases, bf16);
   Tensor values = torch::stable::new_empty(a.states, {a.seeds, a.members, a.batch, a.action_count});
   const auto run = [&]<typename T>(T) {
-    const auto w = read<T>(a.weights), b = read<T>(a.biases);
+    const auto w = read<T>(a.layers.weights), b = read<T>(a.layers.biases);
     cpu::critic_values(describe<T>(a, w, b), values.mutable_data_ptr<T>(), cpu_threads());
   };
   a.is_double ? run(double()) : run(float());
@@ -132,13 +116,9 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> conservative_loss_c
   const Tensor dense_bound = torch::stable::contiguous(bound), dense_weight = torch::stable::contiguous(weight);
 
   Tensor statistics = torch::stable::new_empty(a.states, {6, a.seeds, a.members});
-  std::vector<Tensor> weight_grads, bias_grads;
-  for (size_t l = 0; l < a.weights.size(); ++l) {
-    weight_grads.push_back(torch::stable::empty_like(a.weights[l]));
-    bias_grads.push_back(torch::stable::empty_like(a.biases[l]));
-  }
+  const std::vector<Tensor> weight_grads = empty_like(a.layers.weights), bias_grads = empty_like(a.layers.biases);
   const auto run = [&]<typename T>(T) {
-    const auto w = read<T>(a.weights), b = read<T>(a.biases);
+    const auto w = read<T>(a.layers.weights), b = read<T>(a.layers.biases);
     const auto weight_out = written<T>(weight_grads), bias_out = written<T>(bias_grads);
     const int64_t nets = a.seeds * a.members;
     T* out = statistics.mutable_data_ptr<T>();

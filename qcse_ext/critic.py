@@ -17,7 +17,7 @@ __all__ = ["conservative_loss", "critic_values", "has_bf16", "is_supported"]
 
 
 def is_supported(states: Tensor) -> bool:
-    """Whether the functions of this module can take these states: on the CPU, float32 or float64."""
+    """Whether the fused CPU operators can take these states: those of this module, ``mlp`` and ``tanh_gaussian``."""
     return states.device.type == "cpu" and states.dtype in (torch.float32, torch.float64)
 
 

@@ -63,7 +63,8 @@ struct CriticWork {
 
 // q of the states [first, first + count) of one seed.
 template <typename Products, typename T = typename Products::Scalar>
-void forward(const Critics<T>& c, int64_t seed, int64_t net, int64_t first, int64_t count, CriticWork<Products>& work) {
+void critic_forward(const Critics<T>& c, int64_t seed, int64_t net, int64_t first, int64_t count,
+                    CriticWork<Products>& work) {
   const int64_t rows = count * c.actions;
   const T* states = c.states + (seed * c.batch + first) * c.state_dim;
   const T* actions = c.action_rows + (seed * c.batch + first) * c.actions * c.action_dim;
@@ -127,9 +128,9 @@ void drop_idle_rows(const Critics<T>& c, int64_t count, CriticWork<Products>& wo
   if (kept < rows) cut(trunk.first_row, count, trunk.tiles);
 }
 
-// Parameter gradients of sum_r q_grad[r] q[r] over the rows that `forward` and `drop_idle_rows` left.
+// Parameter gradients of sum_r q_grad[r] q[r] over the rows that `critic_forward` and `drop_idle_rows` left.
 template <typename Products, typename T = typename Products::Scalar>
-void backward(int64_t count, CriticWork<Products>& work, T* output_bias_grad) {
+void critic_backward(int64_t count, CriticWork<Products>& work, T* output_bias_grad) {
   Trunk<Products>& trunk = work.trunk;
   const int64_t rows = trunk.tiles.rows;
   const Panels<T>& top = trunk.top();
@@ -217,22 +218,22 @@ int64_t critic_workspace(const Critics<T>& c, bool gradient) {
 }
 
 template <typename Products, typename T = typename Products::Scalar>
-void values(const Critics<T>& c, const CriticRange& range, T* space, T* out) {
+void critic_values(const Critics<T>& c, const CriticRange& range, T* space, T* out) {
   Arena<T> arena{space};
   CriticWork<Products> work(c, false, arena);
   const int64_t net = range.seed * c.members + range.member;
   work.load_parameters(c, net);
   for (int64_t first = range.begin; first < range.end; first += work.chunk_states) {
     const int64_t count = smaller(work.chunk_states, range.end - first);
-    forward(c, range.seed, net, first, count, work);
+    critic_forward(c, range.seed, net, first, count, work);
     T* to = out + (net * c.batch + first) * c.actions;
     for (int64_t r = 0; r < count * c.actions; ++r) to[r] = work.q[r];
   }
 }
 
 template <typename Products, typename T = typename Products::Scalar>
-LossSums<T> conservative(const ConservativeLoss<T>& loss, const CriticRange& range, T* space, T* const* weight_grads,
-                         T* const* bias_grads) {
+LossSums<T> critic_conservative(const ConservativeLoss<T>& loss, const CriticRange& range, T* space,
+                                T* const* weight_grads, T* const* bias_grads) {
   const Critics<T>& c = loss.critics;
   Arena<T> arena{space};
   CriticWork<Products> work(c, true, arena);
@@ -243,10 +244,10 @@ LossSums<T> conservative(const ConservativeLoss<T>& loss, const CriticRange& ran
   T output_bias_grad = 0;
   for (int64_t first = range.begin; first < range.end; first += work.chunk_states) {
     const int64_t count = smaller(work.chunk_states, range.end - first);
-    forward(c, range.seed, net, first, count, work);
+    critic_forward(c, range.seed, net, first, count, work);
     loss_rows(loss, range.seed, first, count, work, sums);
     drop_idle_rows(c, count, work);
-    backward(count, work, &output_bias_grad);
+    critic_backward(count, work, &output_bias_grad);
   }
   unpack(work.state_weight_grad, c.state_dim, weight_grads[0]);
   unpack(work.action_weight_grad, c.action_dim, weight_grads[0] + c.state_dim * c.widths[0]);
@@ -255,9 +256,4 @@ LossSums<T> conservative(const ConservativeLoss<T>& loss, const CriticRange& ran
   for (int64_t j = 0; j < width; ++j) weight_grads[output][j] = work.last_grad[j];
   bias_grads[output][0] = output_bias_grad;
   return sums;
-}
-
-template <typename Products, typename T = typename Products::Scalar>
-constexpr CriticKernels<T> make_critic_kernels() {
-  return {critic_workspace<Products>, values<Products>, conservative<Products>};
 }

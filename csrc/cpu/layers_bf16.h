@@ -58,19 +58,25 @@ struct Bfloat16 {
 
   // vpunpck* pairs the lower, and the upper, four numbers of each 128 bits: so the 32 outputs of a weight's row lie in
   // such an order that all lower fours make the first 16 outputs and all upper ones the others.
-  static constexpr int64_t place(int64_t output) { return output % 16 / 4 * 8 + output / 16 * 4 + output % 4; }
+  static inline __m512i ordered(__m512i row) {
+    const __m512i fours = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
+    return _mm512_permutexvar_epi64(fours, row);
+  }
 
   static void pack_weight(const float* source, int64_t inputs, int64_t outputs, int64_t row_step, int64_t column_step,
                           const Weight& to) {
     uint16_t* out = to.data;
     for (int64_t first = 0; first < outputs; first += kWidth) {
       const int64_t width = smaller(outputs - first, kWidth);
-      for (int64_t k = 0; k <= inputs; ++k, out += kWidth) {
+      float row[kWidth] = {};
+      for (int64_t k = 0; k < inputs; ++k, out += kWidth) {
         const float* in = source + k * row_step + first * column_step;
-        float row[kWidth] = {};
-        for (int64_t c = 0; k < inputs && c < width; ++c) row[place(c)] = in[c * column_step];
-        _mm512_storeu_si512(out, rounded(row));
+        const bool whole = column_step == 1 && width == kWidth;
+        for (int64_t c = 0; c < width && !whole; ++c) row[c] = in[c * column_step];
+        _mm512_storeu_si512(out, ordered(rounded(whole ? in : row)));
       }
+      _mm512_storeu_si512(out, _mm512_setzero_si512());
+      out += kWidth;
     }
   }
 

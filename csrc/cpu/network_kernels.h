@@ -1,9 +1,11 @@
-// What the per-instruction-set files offer to critic_cpu.cpp. As for kernel.h, everything in a critic_<set>.cpp file
-// has internal linkage, and no inline function of the standard library is used there.
+// What the per-instruction-set files offer to networks_cpu.cpp. As for kernel.h, everything in a networks_<set>.cpp
+// file has internal linkage, and no inline function of the standard library is used there.
 #pragma once
 #include <cstdint>
 
 #include "critic.h"
+#include "mlp.h"
+#include "tanh_gaussian.h"
 
 namespace qcse::cpu {
 
@@ -30,17 +32,50 @@ struct CriticKernels {
                               T* const* bias_grads);
 };
 
-struct CriticKernelSet {
-  const char* name;
-  CriticKernels<float> single;
-  CriticKernels<double> twofold;
+// One network, a range of rows that begins with one of its chunks.
+struct MlpRange {
+  int64_t net;
+  int64_t begin, end;
 };
 
-extern const CriticKernelSet kPortableCritic;
+template <typename T>
+struct MlpKernels {
+  // Scalars of workspace that one call needs.
+  int64_t (*workspace)(const Mlp<T>&, bool backward);
+  // hidden: null to keep nothing; y: [M, rows, outputs]
+  void (*forward)(const Mlp<T>&, const MlpRange&, T* workspace, T* hidden, T* y);
+  // Overwrites x_grad's rows of the range. The gradients of this network's parameters over the range go to weight_grads
+  // and bias_grads, unless these are null.
+  void (*backward)(const MlpGradient<T>&, const MlpRange&, T* workspace, T* const* weight_grads, T* const* bias_grads);
+};
+
+template <typename T>
+struct TanhGaussianKernels {
+  // Scalars of workspace that one call needs.
+  int64_t (*workspace)(const TanhGaussian<T>&);
+  // Of the states [begin, end); actions: [states, samples, dim], log_prob: [states, samples].
+  void (*sample)(const TanhGaussian<T>&, int64_t begin, int64_t end, T* workspace, T* actions, T* log_prob);
+  void (*backward)(const TanhGaussianGradient<T>&, int64_t begin, int64_t end, T* workspace);
+};
+
+template <typename T>
+struct NetworkKernels {
+  CriticKernels<T> critic;
+  MlpKernels<T> mlp;
+  TanhGaussianKernels<T> tanh_gaussian;
+};
+
+struct NetworkKernelSet {
+  const char* name;
+  NetworkKernels<float> single;
+  NetworkKernels<double> twofold;
+};
+
+extern const NetworkKernelSet kPortableNetworks;
 #ifdef QCSE_X86_KERNELS
-extern const CriticKernelSet kAvx2Critic;
-extern const CriticKernelSet kAvx512Critic;
-extern const CriticKernels<float> kBfloat16Critic;  // needs AVX512-BF16 and AVX512-VBMI2
+extern const NetworkKernelSet kAvx2Networks;
+extern const NetworkKernelSet kAvx512Networks;
+extern const NetworkKernels<float> kBfloat16Networks;  // needs AVX512-BF16 and AVX512-VBMI2
 #endif
 
 }  // namespace qcse::cpu

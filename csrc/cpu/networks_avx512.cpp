@@ -9,13 +9,10 @@ constexpr int kBytes = 64;
 constexpr int kRows = 8;
 constexpr int kFeatures = 8;
 
-#include "layers_impl.h"
-//
-#include "critic_impl.h"
+#include "networks_impl.h"
 
 }  // namespace
 
-const CriticKernelSet kAvx512Critic = {"avx512", make_critic_kernels<Sparse<float>>(),
-                                       make_critic_kernels<Sparse<double>>()};
+const NetworkKernelSet kAvx512Networks = {"avx512", make_kernels<Sparse<float>>(), make_kernels<Sparse<double>>()};
 
 }  // namespace qcse::cpu

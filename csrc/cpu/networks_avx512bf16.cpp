@@ -9,14 +9,12 @@ constexpr int kBytes = 64;
 constexpr int kRows = 12;
 constexpr int kFeatures = 8;
 
-#include "layers_impl.h"
+#include "networks_impl.h"
 //
 #include "layers_bf16.h"
-//
-#include "critic_impl.h"
 
 }  // namespace
 
-const CriticKernels<float> kBfloat16Critic = make_critic_kernels<Bfloat16>();
+const NetworkKernels<float> kBfloat16Networks = make_kernels<Bfloat16>();
 
 }  // namespace qcse::cpu

@@ -1,5 +1,6 @@
 #include "networks_cpu.h"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -11,25 +12,25 @@
 namespace qcse::cpu {
 namespace {
 
-const CriticKernelSet& kernel_set() {
+const NetworkKernelSet& kernel_set() {
 #ifdef QCSE_X86_KERNELS
   const char* name = instruction_set();
   // Further sets of the neighbour search, such as avx512vnni, extend this one.
-  if (std::strncmp(name, kAvx512Critic.name, std::strlen(kAvx512Critic.name)) == 0) return kAvx512Critic;
-  if (std::strcmp(name, kAvx2Critic.name) == 0) return kAvx2Critic;
+  if (std::strncmp(name, kAvx512Networks.name, std::strlen(kAvx512Networks.name)) == 0) return kAvx512Networks;
+  if (std::strcmp(name, kAvx2Networks.name) == 0) return kAvx2Networks;
 #endif
-  return kPortableCritic;
+  return kPortableNetworks;
 }
 
 template <typename T>
-const CriticKernels<T>& kernels(const Critics<T>& c) {
+const NetworkKernels<T>& kernels(bool bf16) {
   if constexpr (sizeof(T) == sizeof(float)) {
 #ifdef QCSE_X86_KERNELS
-    if (c.bf16) return kBfloat16Critic;
+    if (bf16) return kBfloat16Networks;
 #endif
     return kernel_set().single;
   } else {
-    (void)c;
+    (void)bf16;
     return kernel_set().twofold;
   }
 }
@@ -48,34 +49,99 @@ std::unique_ptr<T[], Freed<T>> scratch(int64_t scalars) {
   return std::unique_ptr<T[], Freed<T>>(static_cast<T*>(p));
 }
 
-// Every critic's states in equal parts, as few as give each thread the same number of them.
-template <typename T>
+// Every network's units of work (states, chunks of rows) in equal parts, as few as give each thread the same number of
+// them.
 struct Parts {
-  const Critics<T>& c;
-  int64_t splits;
+  int64_t nets, units, splits;
 
-  Parts(const Critics<T>& critics, int64_t threads) : c(critics) {
-    const int64_t nets = c.seeds * c.members;
-    splits = threads / std::gcd(nets, threads);
-    if (splits > c.batch) splits = c.batch;
-  }
-  int64_t count() const { return c.seeds * c.members * splits; }
-  CriticRange range(int64_t part) const {
-    const int64_t net = part / splits, split = part % splits;
-    return {net / c.members, net % c.members, c.batch * split / splits, c.batch * (split + 1) / splits};
-  }
+  Parts(int64_t nets_, int64_t units_, int64_t threads)
+      : nets(nets_), units(units_), splits(std::min(threads / std::gcd(nets, threads), units)) {}
+  int64_t count() const { return nets * splits; }
+  int64_t net(int64_t part) const { return part / splits; }
+  int64_t begin(int64_t part) const { return units * (part % splits) / splits; }
+  int64_t end(int64_t part) const { return units * (part % splits + 1) / splits; }
 };
 
 template <typename Body>
-void for_each(const Threads& threads, int64_t count, Body body) {
+void for_each(const Threads& threads, int64_t count, Body body, int64_t grain = 1) {
   threads.parallel_for(
-      0, count, 1, [](int64_t begin, int64_t end, void* context) { (*static_cast<Body*>(context))(begin, end); },
+      0, count, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<Body*>(context))(begin, end); },
       &body);
 }
 
+// Where the parts of a network put their gradients: the first into the result itself, the others into copies that are
+// added afterwards, in order.
 template <typename T>
-int64_t inputs(const Critics<T>& c, int64_t layer) {
-  return layer == 0 ? c.state_dim + c.action_dim : c.widths[layer - 1];
+class Gradients {
+ public:
+  Gradients(const Parts& parts, int64_t inputs, const int64_t* widths, int64_t layers, T* const* weights,
+            T* const* biases)
+      : parts_(parts), weights_(weights), biases_(biases), layers_(static_cast<size_t>(layers)) {
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      layers_[l] = {inputs * widths[l], widths[l]};
+      parameters_ += layers_[l].weights + layers_[l].biases;
+      inputs = widths[l];
+    }
+    copies_ = scratch<T>(parts.nets * (parts.splits - 1) * parameters_);
+  }
+
+  struct Pointers {
+    T *weights[kMaxNetworkLayers], *biases[kMaxNetworkLayers];
+  };
+  Pointers of(int64_t part) const {
+    const int64_t net = parts_.net(part), split = part % parts_.splits;
+    T* copy = split == 0 ? nullptr : copies_.get() + (net * (parts_.splits - 1) + split - 1) * parameters_;
+    Pointers to;
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      to.weights[l] = copy == nullptr ? weights_[l] + net * layers_[l].weights : copy;
+      to.biases[l] = copy == nullptr ? biases_[l] + net * layers_[l].biases : copy + layers_[l].weights;
+      if (copy != nullptr) copy += layers_[l].weights + layers_[l].biases;
+    }
+    return to;
+  }
+
+  void add() const {
+    for (int64_t part = 0; part < parts_.count(); ++part) {
+      const int64_t first = parts_.net(part) * parts_.splits;
+      if (part == first) continue;
+      const Pointers sum = of(first), more = of(part);
+      for (size_t l = 0; l < layers_.size(); ++l) {
+        for (int64_t i = 0; i < layers_[l].weights; ++i) sum.weights[l][i] += more.weights[l][i];
+        for (int64_t j = 0; j < layers_[l].biases; ++j) sum.biases[l][j] += more.biases[l][j];
+      }
+    }
+  }
+
+ private:
+  struct Layer {
+    int64_t weights, biases;  // how many
+  };
+  const Parts& parts_;
+  T* const* weights_;
+  T* const* biases_;
+  std::vector<Layer> layers_;
+  int64_t parameters_ = 0;
+  std::unique_ptr<T[], Freed<T>> copies_;
+};
+
+template <typename T>
+Parts parts_of(const Critics<T>& c, const Threads& threads) {
+  return {c.seeds * c.members, c.batch, threads.count};
+}
+
+template <typename T>
+CriticRange range_of(const Critics<T>& c, const Parts& parts, int64_t part) {
+  return {parts.net(part) / c.members, parts.net(part) % c.members, parts.begin(part), parts.end(part)};
+}
+
+template <typename T>
+Parts parts_of(const Mlp<T>& m, const Threads& threads) {
+  return {m.nets, m.chunks(), threads.count};
+}
+
+template <typename T>
+MlpRange range_of(const Mlp<T>& m, const Parts& parts, int64_t part) {
+  return {parts.net(part), parts.begin(part) * kMlpChunk, std::min(parts.end(part) * kMlpChunk, m.rows)};
 }
 
 }  // namespace
@@ -92,60 +158,38 @@ bool has_bf16() {
 
 template <typename T>
 void critic_values(const Critics<T>& c, T* out, const Threads& threads) {
-  const CriticKernels<T>& k = kernels<T>(c);
-  const Parts<T> parts(c, threads.count);
+  const CriticKernels<T>& k = kernels<T>(c.bf16).critic;
+  const Parts parts = parts_of(c, threads);
   const int64_t scalars = k.workspace(c, false);
   for_each(threads, parts.count(), [&](int64_t begin, int64_t end) {
     const auto space = scratch<T>(scalars);
-    for (int64_t part = begin; part < end; ++part) k.values(c, parts.range(part), space.get(), out);
+    for (int64_t part = begin; part < end; ++part) k.values(c, range_of(c, parts, part), space.get(), out);
   });
 }
 
 template <typename T>
 void conservative_loss(const ConservativeLoss<T>& loss, const Threads& threads) {
   const Critics<T>& c = loss.critics;
-  const CriticKernels<T>& k = kernels<T>(c);
-  const Parts<T> parts(c, threads.count);
-  const int64_t scalars = k.workspace(c, true), nets = c.seeds * c.members;
-  // The first part of a critic writes to the result itself, the others to copies that are added afterwards.
-  int64_t parameters = 0;
-  for (int64_t l = 0; l < c.layers; ++l) parameters += (inputs(c, l) + 1) * c.widths[l];
-  const auto copies = scratch<T>(nets * (parts.splits - 1) * parameters);
+  const CriticKernels<T>& k = kernels<T>(c.bf16).critic;
+  const Parts parts = parts_of(c, threads);
+  const int64_t scalars = k.workspace(c, true);
+  const Gradients<T> gradients(parts, c.state_dim + c.action_dim, c.widths, c.layers, loss.weight_grads,
+                               loss.bias_grads);
   std::vector<LossSums<T>> sums(static_cast<size_t>(parts.count()));
-
-  auto gradients = [&](int64_t part, T** weights, T** biases) {
-    const int64_t net = part / parts.splits, split = part % parts.splits;
-    T* copy = split == 0 ? nullptr : copies.get() + (net * (parts.splits - 1) + split - 1) * parameters;
-    for (int64_t l = 0; l < c.layers; ++l) {
-      const int64_t in = inputs(c, l), out = c.widths[l];
-      weights[l] = copy == nullptr ? loss.weight_grads[l] + net * in * out : copy;
-      biases[l] = copy == nullptr ? loss.bias_grads[l] + net * out : copy + in * out;
-      if (copy != nullptr) copy += (in + 1) * out;
-    }
-  };
-
   for_each(threads, parts.count(), [&](int64_t begin, int64_t end) {
     const auto space = scratch<T>(scalars);
-    T *weights[kMaxCriticLayers], *biases[kMaxCriticLayers];
     for (int64_t part = begin; part < end; ++part) {
-      gradients(part, weights, biases);
-      sums[static_cast<size_t>(part)] = k.conservative(loss, parts.range(part), space.get(), weights, biases);
+      const auto to = gradients.of(part);
+      sums[static_cast<size_t>(part)] =
+          k.conservative(loss, range_of(c, parts, part), space.get(), to.weights, to.biases);
     }
   });
+  gradients.add();
 
   const T states = static_cast<T>(c.batch), n = static_cast<T>(loss.sampled);
-  for (int64_t net = 0; net < nets; ++net) {
-    T *weights[kMaxCriticLayers], *biases[kMaxCriticLayers], *more_weights[kMaxCriticLayers],
-        *more_biases[kMaxCriticLayers];
-    gradients(net * parts.splits, weights, biases);
-    LossSums<T> total = sums[static_cast<size_t>(net * parts.splits)];
-    for (int64_t split = 1; split < parts.splits; ++split) {
-      const int64_t part = net * parts.splits + split;
-      gradients(part, more_weights, more_biases);
-      for (int64_t l = 0; l < c.layers; ++l) {
-        for (int64_t i = 0; i < inputs(c, l) * c.widths[l]; ++i) weights[l][i] += more_weights[l][i];
-        for (int64_t j = 0; j < c.widths[l]; ++j) biases[l][j] += more_biases[l][j];
-      }
+  for (int64_t net = 0; net < parts.nets; ++net) {
+    LossSums<T> total;
+    for (int64_t part = net * parts.splits; part < (net + 1) * parts.splits; ++part) {
       const LossSums<T>& more = sums[static_cast<size_t>(part)];
       total.error += more.error, total.gap += more.gap, total.q_data += more.q_data;
       total.q_uniform += more.q_uniform, total.q_policy += more.q_policy, total.bound += more.bound;
@@ -159,9 +203,85 @@ void conservative_loss(const ConservativeLoss<T>& loss, const Threads& threads) 
   }
 }
 
+template <typename T>
+void mlp_forward(const Mlp<T>& m, T* hidden, T* y, const Threads& threads) {
+  const MlpKernels<T>& k = kernels<T>(m.bf16).mlp;
+  const Parts parts = parts_of(m, threads);
+  const int64_t scalars = k.workspace(m, false);
+  for_each(threads, parts.count(), [&](int64_t begin, int64_t end) {
+    const auto space = scratch<T>(scalars);
+    for (int64_t part = begin; part < end; ++part) k.forward(m, range_of(m, parts, part), space.get(), hidden, y);
+  });
+}
+
+template <typename T>
+void mlp_backward(const MlpGradient<T>& gradient, const Threads& threads) {
+  const Mlp<T>& m = gradient.mlp;
+  const MlpKernels<T>& k = kernels<T>(m.bf16).mlp;
+  const Parts parts = parts_of(m, threads);
+  const int64_t scalars = k.workspace(m, true);
+  const bool parameters = gradient.weight_grads != nullptr;
+  std::unique_ptr<Gradients<T>> gradients;
+  if (parameters) {
+    gradients =
+        std::make_unique<Gradients<T>>(parts, m.inputs, m.widths, m.layers, gradient.weight_grads, gradient.bias_grads);
+  }
+  for_each(threads, parts.count(), [&](int64_t begin, int64_t end) {
+    const auto space = scratch<T>(scalars);
+    for (int64_t part = begin; part < end; ++part) {
+      const MlpRange range = range_of(m, parts, part);
+      if (parameters) {
+        const auto to = gradients->of(part);
+        k.backward(gradient, range, space.get(), to.weights, to.biases);
+      } else {
+        k.backward(gradient, range, space.get(), nullptr, nullptr);
+      }
+    }
+  });
+  if (parameters) gradients->add();
+}
+
+namespace {
+
+// body(begin, end, workspace) over the states; few of them are not worth a second thread.
+template <typename T, typename Body>
+void for_states(const TanhGaussian<T>& g, const Threads& threads, const Body& body) {
+  const TanhGaussianKernels<T>& k = kernels<T>(false).tanh_gaussian;
+  const int64_t scalars = k.workspace(g), grain = std::max(int64_t(1), (int64_t(1) << 16) / (g.samples * g.dim));
+  const auto run = [&](int64_t begin, int64_t end) {
+    const auto space = scratch<T>(scalars);
+    body(k, begin, end, space.get());
+  };
+  for_each(threads, g.states, run, grain);
+}
+
+}  // namespace
+
+template <typename T>
+void tanh_gaussian(const TanhGaussian<T>& g, T* actions, T* log_prob, const Threads& threads) {
+  for_states(g, threads, [&](const TanhGaussianKernels<T>& k, int64_t begin, int64_t end, T* space) {
+    k.sample(g, begin, end, space, actions, log_prob);
+  });
+}
+
+template <typename T>
+void tanh_gaussian_backward(const TanhGaussianGradient<T>& gradient, const Threads& threads) {
+  for_states(gradient.forward, threads, [&](const TanhGaussianKernels<T>& k, int64_t begin, int64_t end, T* space) {
+    k.backward(gradient, begin, end, space);
+  });
+}
+
 template void critic_values(const Critics<float>&, float*, const Threads&);
 template void critic_values(const Critics<double>&, double*, const Threads&);
 template void conservative_loss(const ConservativeLoss<float>&, const Threads&);
 template void conservative_loss(const ConservativeLoss<double>&, const Threads&);
+template void mlp_forward(const Mlp<float>&, float*, float*, const Threads&);
+template void mlp_forward(const Mlp<double>&, double*, double*, const Threads&);
+template void mlp_backward(const MlpGradient<float>&, const Threads&);
+template void mlp_backward(const MlpGradient<double>&, const Threads&);
+template void tanh_gaussian(const TanhGaussian<float>&, float*, float*, const Threads&);
+template void tanh_gaussian(const TanhGaussian<double>&, double*, double*, const Threads&);
+template void tanh_gaussian_backward(const TanhGaussianGradient<float>&, const Threads&);
+template void tanh_gaussian_backward(const TanhGaussianGradient<double>&, const Threads&);
 
 }  // namespace qcse::cpu

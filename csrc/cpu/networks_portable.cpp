@@ -7,13 +7,10 @@ constexpr int kBytes = 16;
 constexpr int kRows = 6;
 constexpr int kFeatures = 4;
 
-#include "layers_impl.h"
-//
-#include "critic_impl.h"
+#include "networks_impl.h"
 
 }  // namespace
 
-const CriticKernelSet kPortableCritic = {"portable", make_critic_kernels<Sparse<float>>(),
-                                         make_critic_kernels<Sparse<double>>()};
+const NetworkKernelSet kPortableNetworks = {"portable", make_kernels<Sparse<float>>(), make_kernels<Sparse<double>>()};
 
 }  // namespace qcse::cpu

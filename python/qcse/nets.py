@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qcse_ext import critic
+from qcse_ext.mlp import mlp
+from qcse_ext.tanh_gaussian import tanh_gaussian
 
 LAYER_NORM_EPSILON = 1e-6  # flax's, which the public code of RLPD and WSRL runs with
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
@@ -78,8 +80,14 @@ class BatchedMLP(nn.Module):
         padded = norms + [None] * (len(self.weights) - len(norms))
         return [(take(w), take(b), norm) for w, b, norm in zip(self.weights, self.biases, padded, strict=True)]
 
+    def is_fused(self, x: Tensor) -> bool:
+        """Whether the operators of `qcse_ext` can evaluate these networks at x."""
+        return critic.is_supported(x) and not self.layer_norm and 2 <= len(self.weights) <= 16
+
     def forward(self, x: Tensor) -> Tensor:
         """[M, rows, in] -> [M, rows, out]."""
+        if self.is_fused(x):
+            return mlp(x, list(self.weights), list(self.biases))
         return run_layers(x, self.layers())
 
 
@@ -249,6 +257,8 @@ def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[
     Returns:
         actions [S, B, n, A] in (-1, 1), log-densities [S, B, n].
     """
+    if critic.is_supported(mean):
+        return tanh_gaussian(mean, log_std, noise)
     mean, log_std = mean.unsqueeze(-2), log_std.unsqueeze(-2)
     before = mean + log_std.exp() * noise
     # log N(before) = -noise^2/2 - log_std - log(2 pi)/2, and log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)).
@@ -270,8 +280,9 @@ def tanh_gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Te
 class Critics(nn.Module):
     """E Q-functions per seed, Q_e(s, a), evaluated in one batched product.
 
-    The first layer is split in its state half and its action half, so that n actions of one state share the former.
-    `bf16`: products between hidden layers are taken of numbers rounded to bfloat16; float32 inputs only.
+    Where they are not fused, the first layer is split in its state half and its action half, so that n actions of one
+    state share the former. `bf16`: products between hidden layers are taken of numbers rounded to bfloat16; float32
+    inputs only.
     """
 
     def __init__(
@@ -298,7 +309,13 @@ class Critics(nn.Module):
         """
         seeds, batch, count, action_dim = actions.shape
         members = self.members if subset is None else subset.shape[1]
-        (weight, bias, norm), *rest = self.net.layers(frozen, self._rows(subset))
+        layers = self.net.layers(frozen, self._rows(subset))
+        if self.net.is_fused(states):
+            pairs = torch.cat([states.unsqueeze(2).expand(-1, -1, count, -1), actions], -1).flatten(1, 2)
+            weights, biases, _ = zip(*layers, strict=True)
+            q = mlp(_repeat(pairs, members), list(weights), list(biases), self.bf16)
+            return q.view(seeds, members, batch, count)
+        (weight, bias, norm), *rest = layers
         state_part = torch.baddbmm(bias, _repeat(states, members), weight[:, : self.state_dim])
         flat = _repeat(actions.reshape(seeds, batch * count, action_dim), members)
         action_part = torch.bmm(flat, weight[:, self.state_dim :])
@@ -307,14 +324,10 @@ class Critics(nn.Module):
         hidden = F.relu_(normalised(hidden, norm))
         return run_layers(hidden, rest, self.bf16).view(seeds, members, batch, count)
 
-    def is_fused(self, states: Tensor) -> bool:
-        """Whether the fused operators of `qcse_ext.critic` can evaluate these critics at these states."""
-        return critic.is_supported(states) and not self.net.layer_norm
-
     def values(self, states: Tensor, actions: Tensor, subset: Tensor | None = None) -> Tensor:
         """`forward` without a gradient, fused on a CPU."""
         with torch.no_grad():
-            if not self.is_fused(states):
+            if not self.net.is_fused(states):
                 return self(states, actions, subset=subset)
             weights, biases, _ = zip(*self.net.layers(rows=self._rows(subset)), strict=True)
             return critic.critic_values(states, actions, list(weights), list(biases), self.bf16)

@@ -8,9 +8,9 @@ import random
 
 import pytest
 import torch
+from networks import error_of, in_double, layers_in_torch
 from torch import Tensor
 
-from qcse_ext import _C, build_info
 from qcse_ext.critic import conservative_loss, critic_values, has_bf16
 
 
@@ -43,22 +43,6 @@ def problem(seed: int, dtype: torch.dtype = torch.float64, large: bool = False) 
     }
 
 
-class RoundedProduct(torch.autograd.Function):
-    """x w with all factors, forward and back, rounded to bfloat16; sums in float64."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
-        x, weight = x.bfloat16().double(), weight.bfloat16().double()
-        ctx.save_for_backward(x, weight)
-        return x @ weight
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        grad = grad.bfloat16().double()
-        return grad @ weight.mT, x.mT @ grad
-
-
 def values_in_torch(
     states: Tensor, actions: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool = False
 ) -> Tensor:
@@ -66,12 +50,7 @@ def values_in_torch(
     members = weights[0].shape[0] // seeds
     x = torch.cat([states.unsqueeze(2).expand(-1, -1, count, -1), actions], -1).flatten(1, 2)
     x = x.repeat_interleave(members, 0)
-    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        between_hidden = 0 < layer < len(weights) - 1
-        x = (RoundedProduct.apply(x, weight) if bf16 and between_hidden else x @ weight) + bias
-        if layer + 1 < len(weights):
-            x = x.relu()
-    return x.view(seeds, members, batch, count)
+    return layers_in_torch(x, weights, biases, bf16).view(seeds, members, batch, count)
 
 
 def loss_in_torch(p: dict[str, object]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -94,21 +73,6 @@ def loss_in_torch(p: dict[str, object]) -> tuple[Tensor, dict[str, Tensor]]:
 def gradients(loss: Tensor, p: dict[str, object]) -> list[Tensor]:
     factors = torch.arange(1, len(loss) + 1, dtype=loss.dtype)  # each seed's gradient by its own factor
     return list(torch.autograd.grad((loss * factors).sum(), p["weights"] + p["biases"]))
-
-
-@pytest.fixture(params=build_info()["cpu_instruction_sets"])
-def instruction_set(request: pytest.FixtureRequest):
-    _C.set_instruction_set(request.param)
-    yield request.param
-    _C.set_instruction_set("")
-
-
-@pytest.fixture(params=[1, 2, 3, 7])
-def threads(request: pytest.FixtureRequest):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def test_values_loss_and_gradient_equal_autograd(instruction_set: str, threads: int) -> None:
@@ -213,17 +177,6 @@ def test_too_many_actions_of_one_state() -> None:
     weights, biases = [torch.zeros(1, 2, 4096), torch.zeros(1, 4096, 1)], [torch.zeros(1, 1, 4096), one]
     with pytest.raises(RuntimeError, match=r"actions must be at most 131072 per state at a hidden width of 4096"):
         critic_values(one, torch.zeros(1, 1, 131073, 1), weights, biases)
-
-
-def in_double(p: dict[str, object]) -> dict[str, object]:
-    exact = {k: v.double() if isinstance(v, Tensor) else v for k, v in p.items()}
-    return exact | {name: [t.detach().double() for t in p[name]] for name in ("weights", "biases")}
-
-
-def error_of(got: list[Tensor], want: list[Tensor]) -> float:
-    """Largest relative error of a tensor's norm; of tensors that vanish, nothing is asked."""
-    pairs = [(a.detach().double(), b.detach()) for a, b in zip(got, want, strict=True)]
-    return max(float((a - b).norm() / b.norm()) for a, b in pairs if b.norm() > 0)
 
 
 @pytest.mark.skipif(not has_bf16(), reason="this CPU lacks AVX512-BF16 or AVX512-VBMI2")

@@ -104,7 +104,7 @@ class CQL(SAC):
         differentiates it.
         """
         cql, bound, include_data = self.config.cql, self.bound(batch), not self.config.cql.importance_sampling
-        if subset is None and self.critics.is_fused(batch.observations):
+        if subset is None and self.critics.net.is_fused(batch.observations):
             weights, biases = list(self.critics.net.weights), list(self.critics.net.biases)
             return critic.conservative_loss(
                 batch.observations, actions, weights, biases, target, offsets, bound, weight,

@@ -1,0 +1,70 @@
+"""Reparameterised samples of a tanh-squashed Gaussian policy on the CPU, with their log-densities, in one pass."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import qcse_ext.ops  # noqa: F401  loads the compiled module
+
+__all__ = ["tanh_gaussian"]
+
+
+def tanh_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """n actions for each state, and their log-densities::
+
+        u = mean + exp(log_std) * noise,  action = tanh(u)
+        log_prob = sum over A of  -noise^2 / 2 - log_std - log(2 pi) / 2 - log(1 - tanh(u)^2)
+
+    Gradients flow to mean and log_std, once.
+
+    Args:
+        mean, log_std: ``[..., A]``, float32 or float64, on the CPU; log_std at most 80.
+        noise: standard normal numbers, ``[..., n, A]``.
+
+    Returns:
+        actions ``[..., n, A]`` in [-1, 1], log-densities ``[..., n]``.
+
+    Raises:
+        RuntimeError: an argument has a wrong shape, dtype or device; the message names it.
+
+    Source:
+        arXiv 1812.05905, appendix C.
+    """
+    if torch.is_grad_enabled() and (mean.requires_grad or log_std.requires_grad):
+        actions, log_prob = _TanhGaussian.apply(mean, log_std, noise)
+    else:
+        actions, log_prob = torch.ops.qcse.tanh_gaussian(mean, log_std, noise)
+    return actions, log_prob
+
+
+class _TanhGaussian(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        actions, log_prob = torch.ops.qcse.tanh_gaussian(mean, log_std, noise)
+        ctx.save_for_backward(actions, log_std, noise)
+        return actions, log_prob
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, action_grad: Tensor, log_prob_grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        mean_grad, log_std_grad = torch.ops.qcse.tanh_gaussian_backward(action_grad, log_prob_grad, *ctx.saved_tensors)
+        return mean_grad, log_std_grad, None
+
+
+_library = torch.library.Library("qcse", "IMPL")
+for _name in ("tanh_gaussian", "tanh_gaussian_backward"):
+    # Autograd is told to look away; gradients are _TanhGaussian's.
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+
+
+@torch.library.register_fake("qcse::tanh_gaussian")
+def _tanh_gaussian_fake(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    return noise.new_empty(noise.shape), noise.new_empty(noise.shape[:-1])
+
+
+@torch.library.register_fake("qcse::tanh_gaussian_backward")
+def _tanh_gaussian_backward_fake(
+    action_grad: Tensor, log_prob_grad: Tensor, actions: Tensor, log_std: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    return log_std.new_empty(log_std.shape), log_std.new_empty(log_std.shape)

@@ -1,0 +1,165 @@
+"""Fully connected networks against plain torch with autograd, in float64, float32 and with rounding to bfloat16."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+from networks import error_of, layers_in_torch
+from torch import Tensor
+
+from qcse_ext.critic import has_bf16
+from qcse_ext.mlp import mlp
+
+
+def problem(
+    seed: int, dtype: torch.dtype = torch.float64, large: bool = False
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(dtype).requires_grad_()
+
+    nets, rows = (2, 256) if large else (rng.randint(1, 4), rng.choice([1, 2, 63, 64, 65, 128, 200]))
+    hidden = [256, 256] if large else [rng.randint(1, 70) for _ in range(rng.randint(1, 4))]
+    sizes = [rng.randint(1, 40), *hidden, rng.randint(1, 40)]
+    pairs = list(itertools.pairwise(sizes))
+    weights = [normal(nets, i, o, scale=(2.0 / i) ** 0.5) for i, o in pairs]
+    return normal(nets, rows, sizes[0]), weights, [normal(nets, 1, o, scale=0.1) for _, o in pairs]
+
+
+def results(y: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    """y and the gradients of a sum over y, each number of which counts differently."""
+    factors = torch.linspace(-1.0, 2.0, y.numel(), dtype=torch.float64).to(y.dtype).view(y.shape)
+    return [y, *torch.autograd.grad((y * factors).sum(), inputs)]
+
+
+def in_double(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.detach().double().requires_grad_() for t in tensors]
+
+
+def test_output_and_gradients_equal_autograd(instruction_set: str, threads: int) -> None:
+    for seed in range(40):
+        x, weights, biases = problem(seed)
+        got = results(mlp(x, weights, biases), [x, *weights, *biases])
+        want = results(layers_in_torch(x, weights, biases), [x, *weights, *biases])
+        for a, b in zip(got, want, strict=True):
+            assert torch.allclose(a, b, rtol=1e-9, atol=1e-9), seed
+        with torch.no_grad():
+            assert torch.equal(mlp(x, weights, biases), got[0]), seed
+
+
+def test_float32_at_full_size(instruction_set: str) -> None:
+    x, weights, biases = problem(0, torch.float32, large=True)
+    exact = in_double([x, *weights, *biases])
+    got = results(mlp(x, weights, biases), [x, *weights, *biases])
+    want = results(layers_in_torch(exact[0], exact[1:4], exact[4:]), exact)
+    assert error_of(got, want) < 1e-5
+
+
+@pytest.mark.parametrize("wanted", ["input", "parameters", "weights"])
+def test_only_the_gradients_that_are_asked_for(wanted: str, threads: int) -> None:
+    x, weights, biases = problem(3)
+    inputs = {"input": [x], "parameters": [*weights, *biases], "weights": weights}[wanted]
+    every = results(mlp(x, weights, biases), [x, *weights, *biases])
+    for tensor in [x, *weights, *biases]:
+        tensor.requires_grad_(any(tensor is i for i in inputs))
+    positions = [i for i, t in enumerate([x, *weights, *biases]) if t.requires_grad]
+    some = results(mlp(x, weights, biases), inputs)
+    assert all(torch.equal(a, every[1 + i]) for a, i in zip(some[1:], positions, strict=True))
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this CPU lacks AVX512-BF16 or AVX512-VBMI2")
+def test_bf16_rounds_the_factors_between_hidden_layers_and_nothing_else(threads: int) -> None:
+    for seed in [*range(12), "large"]:
+        x, weights, biases = problem(0, torch.float32, True) if seed == "large" else problem(seed, torch.float32)
+        exact = in_double([x, *weights, *biases])
+        of = len(weights) + 1
+        got = results(mlp(x, weights, biases, bf16=True), [x, *weights, *biases])
+        want = results(layers_in_torch(exact[0], exact[1:of], exact[of:], bf16=True), exact)
+        plain = results(layers_in_torch(exact[0], exact[1:of], exact[of:]), exact)
+        assert error_of(got, want) < (1e-5 if len(weights) == 2 else 6e-3), seed
+        assert seed != "large" or error_of(got[:1], plain[:1]) > 3 * error_of(got[:1], want[:1])
+    with pytest.raises(RuntimeError, match="x must be float32 where bf16"):
+        mlp(*problem(0), bf16=True)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_row_that_is_not_finite_is_alone(bad: float, instruction_set: str) -> None:
+    for seed in range(10):
+        x, weights, biases = problem(seed)
+        want = mlp(x, weights, biases)
+        with torch.no_grad():
+            x[0, 0, 0] = bad
+        got = mlp(x, weights, biases)
+        want[0, 0] = got[0, 0] = 0.0
+        assert torch.allclose(got, want, rtol=1e-10, atol=1e-10), seed
+
+
+def test_equal_calls_give_equal_bits(threads: int) -> None:
+    x, weights, biases = problem(3, torch.float32, large=True)
+    first, second = (results(mlp(x, weights, biases), [x, *weights, *biases]) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_inputs_may_be_strided() -> None:
+    x, weights, biases = problem(5)
+    want = results(mlp(x, weights, biases), [x, *weights, *biases])
+    x, *weights = (t.mT.contiguous().mT for t in (x, *weights))
+    got = results(mlp(x, weights, biases), [x, *weights, *biases])
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, w, b: (x[0], w, b), r"x must have shape \[networks, rows, inputs\]"),
+        (lambda x, w, b: (x[:, :0], w, b), "not be empty"),
+        (lambda x, w, b: (x.half(), w, b), "x must be float32 or float64"),
+        (lambda x, w, b: (x.float(), w, b), r"weights\[0\] must have the dtype"),
+        (lambda x, w, b: (x, w[:1], b[:1]), "2 to 16"),
+        (lambda x, w, b: (x, w, b[:-1]), "as many"),
+        (lambda x, w, b: (x, [w[0][:, 1:], *w[1:]], b), r"weights\[0\] must have shape"),
+        (lambda x, w, b: (x, w, [*b[:-1], b[-1][..., 1:]]), r"biases\[\d\] must have shape"),
+        (lambda x, w, b: (torch.cat([x, x]), w, b), "x must have shape"),
+    ],
+)
+def test_errors_name_the_argument(change, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        mlp(*change(*problem(7)))
+
+
+def test_hidden_activations_of_another_shape_are_refused() -> None:
+    x, weights, biases = (t.detach() if isinstance(t, Tensor) else [s.detach() for s in t] for t in problem(7))
+    y, hidden = torch.ops.qcse.mlp_forward(x, weights, biases, False, True)
+    with pytest.raises(RuntimeError, match="hidden must have shape"):
+        torch.ops.qcse.mlp_backward(y, x, hidden[..., 1:], weights, biases, False, True, True)
+
+
+def test_gradcheck_and_opcheck() -> None:
+    x, weights, biases = problem(11)
+    count = len(weights)
+    inputs = (x, *weights, *biases)
+    assert torch.autograd.gradcheck(lambda x, *p: mlp(x, list(p[:count]), list(p[count:])), inputs, fast_mode=True)
+    x, weights, biases = x.detach(), [w.detach() for w in weights], [b.detach() for b in biases]
+    torch.library.opcheck(torch.ops.qcse.mlp_forward, (x, weights, biases, False, False))
+    # What lies behind the last column of a panel, and behind the last row, is anything: compare no values.
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.qcse.mlp_forward, (x, weights, biases, False, True), test_utils=tests)
+    y, hidden = torch.ops.qcse.mlp_forward(x, weights, biases, False, True)
+    for wanted in itertools.product([False, True], repeat=2):
+        torch.library.opcheck(torch.ops.qcse.mlp_backward, (y, x, hidden, weights, biases, False, *wanted))
+
+
+def test_compiles_as_a_whole() -> None:
+    x, weights, biases = problem(9, torch.float32)
+
+    def loss(x: Tensor) -> Tensor:
+        return (mlp(x, weights, biases) ** 2).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    want, got = (torch.autograd.grad(f(x), [x, *weights]) for f in (loss, compiled))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
