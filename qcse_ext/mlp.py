@@ -33,13 +33,11 @@ def mlp(x: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool = Fal
     Raises:
         RuntimeError: an argument has a wrong shape, dtype or device; the message names it.
     """
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases))
-    y: Tensor = (
-        _Mlp.apply(x, bf16, len(weights), *weights, *biases)
-        if wanted
-        else torch.ops.qcse.mlp_forward(x, weights, biases, bf16, False)[0]
-    )
-    return y
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases)):
+        y: Tensor = _Mlp.apply(x, bf16, len(weights), *weights, *biases)
+        return y
+    result: tuple[Tensor, Tensor] = torch.ops.qcse.mlp_forward(x, weights, biases, bf16, False)
+    return result[0]
 
 
 class _Mlp(torch.autograd.Function):
