@@ -4,7 +4,7 @@ Behind a ReLU half of the numbers are zero. Rows are taken a few at a time throu
 zero in all of them is not multiplied, on the way forward and back.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -34,10 +34,8 @@ def mlp(x: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool = Fal
         RuntimeError: an argument has a wrong shape, dtype or device; the message names it.
     """
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases)):
-        y: Tensor = _Mlp.apply(x, bf16, len(weights), *weights, *biases)
-        return y
-    result: tuple[Tensor, Tensor] = torch.ops.qcse.mlp_forward(x, weights, biases, bf16, False)
-    return result[0]
+        return cast(Tensor, _Mlp.apply(x, bf16, len(weights), *weights, *biases))
+    return cast(Tensor, torch.ops.qcse.mlp_forward(x, weights, biases, bf16, False)[0])
 
 
 class _Mlp(torch.autograd.Function):
