@@ -44,7 +44,7 @@ class _Mlp(torch.autograd.Function):
         y, hidden = torch.ops.qcse.mlp_forward(x, parameters[:layers], parameters[layers:], bf16, True)
         ctx.save_for_backward(x, hidden, *parameters)
         ctx.bf16, ctx.layers = bf16, layers
-        return y
+        return cast(Tensor, y)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
