@@ -16,6 +16,8 @@
 #pragma once
 #include <cstdint>
 
+#include "mlp.h"
+
 namespace qcse {
 
 template <typename T>
@@ -23,7 +25,7 @@ struct Critics {
   int64_t seeds = 0, members = 0;  // S, E
   int64_t batch = 0, actions = 0;  // states per seed, actions per state
   int64_t state_dim = 0, action_dim = 0;
-  int64_t layers = 0;                 // affine layers, at least 2
+  int64_t layers = 0;                 // affine layers, 2 to kMaxLayers
   const int64_t* widths = nullptr;    // [layers]: outputs of each layer, the last being 1
   const T* const* weights = nullptr;  // [layers] -> [S * E, inputs, outputs]
   const T* const* biases = nullptr;   // [layers] -> [S * E, outputs]

@@ -12,31 +12,26 @@
 
 namespace qcse {
 
-inline constexpr int64_t kMlpChunk = 64;
+inline constexpr int64_t kMaxLayers = 16;
+inline constexpr int64_t kMlpChunk = 64;  // rows
 
 template <typename T>
 struct Mlp {
   int64_t nets = 0, rows = 0;  // M, and rows of each input
   int64_t inputs = 0, layers = 0;
-  const int64_t* widths = nullptr;    // [layers]: outputs of each layer; at least 2 layers
+  const int64_t* widths = nullptr;    // [layers]: outputs of each layer; 2 to kMaxLayers
   const T* const* weights = nullptr;  // [layers] -> [M, inputs, outputs]
   const T* const* biases = nullptr;   // [layers] -> [M, outputs]
   const T* x = nullptr;               // [M, rows, inputs]
   bool bf16 = false;                  // round the factors of the hidden layers' products to bfloat16 (float only)
-
-  int64_t chunks() const { return (rows + kMlpChunk - 1) / kMlpChunk; }
-  // Scalars kept for each row of a chunk: a layer's numbers fill whole pairs of vectors of at most 64 bytes.
-  int64_t kept_per_row() const {
-    int64_t scalars = 0;
-    for (int64_t l = 0; l + 1 < layers; ++l) scalars += (widths[l] + 31) / 32 * 32;
-    return scalars;
-  }
+  int64_t chunks = 0;                 // ceil(rows / kMlpChunk)
+  int64_t kept = 0;                   // scalars kept of each row: the hidden layers' widths, each rounded up to 32
 };
 
 template <typename T>
 struct MlpGradient {
   Mlp<T> mlp;                 // its biases are not read
-  const T* hidden = nullptr;  // [M, chunks, kMlpChunk, kept per row]
+  const T* hidden = nullptr;  // [M, chunks, kMlpChunk, kept]
   const T* y_grad = nullptr;  // [M, rows, outputs]
   // Results; each may be null where it is not wanted.
   T* x_grad = nullptr;               // [M, rows, inputs]

@@ -74,7 +74,7 @@ std::string shape_of(const Tensor& t) {
 cpu::Threads cpu_threads() { return {parallel_for, static_cast<int64_t>(torch::stable::get_num_threads())}; }
 
 void expect(const char* op, const std::string& name, const Tensor& t, const Tensor& like,
-            const std::vector<int64_t>& shape, std::optional<ScalarType> type) {
+            const std::vector<int64_t>& shape, std::optional<ScalarType> type, const std::string& like_name) {
   bool same = t.dim() == static_cast<int64_t>(shape.size());
   for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == shape[static_cast<size_t>(d)];
   std::ostringstream wanted;
@@ -84,7 +84,8 @@ void expect(const char* op, const std::string& name, const Tensor& t, const Tens
     fail(op, ": ", name, " must be ", type_name(*type), ", got ", type_name(t.scalar_type()));
   }
   if ((!type && t.scalar_type() != like.scalar_type()) || !same_device(t, like)) {
-    fail(op, ": ", name, " must have the dtype and device of states");
+    fail(op, ": ", name, " must have the dtype and device of ", like_name, " (", type_name(like.scalar_type()),
+         "), got ", same_device(t, like) ? type_name(t.scalar_type()) : "another device");
   }
 }
 

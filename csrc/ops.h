@@ -25,9 +25,11 @@ std::string shape_of(const Tensor& t);
 // torch's own thread pool.
 cpu::Threads cpu_threads();
 
-// Throws std::runtime_error unless t has this shape, and the device of `like` and its dtype (or `type`).
+// Throws std::runtime_error unless t has this shape, and the device of `like` and its dtype (or `type`); the message
+// calls `like` by its name.
 void expect(const char* op, const std::string& name, const Tensor& t, const Tensor& like,
-            const std::vector<int64_t>& shape, std::optional<ScalarType> type = std::nullopt);
+            const std::vector<int64_t>& shape, std::optional<ScalarType> type = std::nullopt,
+            const std::string& like_name = "states");
 
 // The checked arguments: dense tensors on one device, all float32 or all float64, and the sizes of the problem.
 struct KnnArguments {

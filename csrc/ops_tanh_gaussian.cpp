@@ -33,7 +33,7 @@ struct TanhGaussianArguments {
       fail("log_std and noise must have shape [..., A] and [..., n, A] and not be empty, got " + shape_of(log_std_) +
            " and " + shape_of(noise_));
     }
-    expect(op, "noise", noise_, log_std_, sampled);
+    expect(op, "noise", noise_, log_std_, sampled, std::nullopt, "log_std");
     log_std = torch::stable::contiguous(log_std_);
     noise = torch::stable::contiguous(noise_);
     is_double = type == ScalarType::Double;
@@ -57,8 +57,10 @@ struct TanhGaussianArguments {
 
 std::tuple<Tensor, Tensor> tanh_gaussian_cpu(const Tensor& mean, const Tensor& log_std, const Tensor& noise) {
   const char* op = "qcse::tanh_gaussian";
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i < mean.dim(); ++i) shape.push_back(mean.size(i));
+  expect(op, "log_std", log_std, mean, shape, std::nullopt, "mean");
   const TanhGaussianArguments a(op, log_std, noise);
-  expect(op, "mean", mean, log_std, a.shape);
   const Tensor dense_mean = torch::stable::contiguous(mean);
   Tensor actions = torch::stable::empty_like(a.noise), log_prob = torch::stable::new_empty(a.noise, a.log_prob_shape());
   const auto run = [&]<typename T>(T) {
@@ -75,11 +77,11 @@ std::tuple<Tensor, Tensor> tanh_gaussian_backward_cpu(const Tensor& action_grad,
                                                       const Tensor& noise) {
   const char* op = "qcse::tanh_gaussian_backward";
   const TanhGaussianArguments a(op, log_std, noise);
-  expect(op, "log_prob_grad", log_prob_grad, log_std, a.log_prob_shape());
+  expect(op, "log_prob_grad", log_prob_grad, log_std, a.log_prob_shape(), std::nullopt, "log_std");
   std::vector<int64_t> sampled = a.log_prob_shape();
   sampled.push_back(a.dim);
-  expect(op, "actions", actions, log_std, sampled);
-  expect(op, "action_grad", action_grad, log_std, sampled);
+  expect(op, "actions", actions, log_std, sampled, std::nullopt, "log_std");
+  expect(op, "action_grad", action_grad, log_std, sampled, std::nullopt, "log_std");
   const Tensor dense_actions = torch::stable::contiguous(actions), dense_grad = torch::stable::contiguous(action_grad);
   const Tensor dense_log_prob_grad = torch::stable::contiguous(log_prob_grad);
   Tensor mean_grad = torch::stable::empty_like(a.log_std), log_std_grad = torch::stable::empty_like(a.log_std);

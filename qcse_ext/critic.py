@@ -144,4 +144,4 @@ def _conservative_loss_fake(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     seeds = states.shape[0]
     statistics = states.new_empty(6, seeds, weights[0].shape[0] // seeds)
-    return statistics, [torch.empty_like(w) for w in weights], [torch.empty_like(b) for b in biases]
+    return statistics, [w.new_empty(w.shape) for w in weights], [b.new_empty(b.shape) for b in biases]

@@ -17,8 +17,9 @@ __all__ = ["mlp"]
 def mlp(x: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool = False) -> Tensor:
     """M independent networks ``h_{l+1} = relu(h_l W_l + b_l)``, without the ReLU behind the last layer.
 
-    Gradients flow to x, weights and biases, once; only those that are asked for are computed. The gradient of a
-    parameter needs an equal number of threads to have equal bits.
+    Gradients flow to x, weights and biases, once, backward; there is no forward-mode derivative and no functorch
+    transform. That of x, and those of the parameters together, are left out where none is asked for. A parameter's
+    gradient needs an equal number of threads to have equal bits.
 
     Args:
         x: ``[M, rows, inputs]``, float32 or float64, on the CPU.
@@ -42,20 +43,19 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bf16: bool, layers: int, *parameters: Tensor) -> Tensor:
         y, hidden = torch.ops.qcse.mlp_forward(x, parameters[:layers], parameters[layers:], bf16, True)
-        ctx.save_for_backward(x, hidden, *parameters)
-        ctx.bf16, ctx.layers = bf16, layers
+        ctx.save_for_backward(x, hidden, *parameters[:layers])
+        ctx.bf16 = bf16
         return cast(Tensor, y)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden, *parameters = ctx.saved_tensors
-        weights, biases = parameters[: ctx.layers], parameters[ctx.layers :]
+        x, hidden, *weights = ctx.saved_tensors
         x_wanted, parameters_wanted = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:])
         x_grad, weight_grads, bias_grads = torch.ops.qcse.mlp_backward(
-            y_grad, x, hidden, weights, biases, ctx.bf16, x_wanted, parameters_wanted
+            y_grad, x, hidden, weights, ctx.bf16, x_wanted, parameters_wanted
         )
-        none = [None] * len(parameters)
+        none = [None] * (2 * len(weights))
         return x_grad if x_wanted else None, None, None, *([*weight_grads, *bias_grads] or none)
 
 
@@ -81,11 +81,11 @@ def _mlp_backward_fake(
     x: Tensor,
     hidden: Tensor,
     weights: list[Tensor],
-    biases: list[Tensor],
     bf16: bool,
     input_wanted: bool,
     parameters_wanted: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    wanted = [weights, biases] if parameters_wanted else [[], []]
-    weight_grads, bias_grads = ([torch.empty_like(t) for t in tensors] for tensors in wanted)
-    return torch.empty_like(x) if input_wanted else x.new_empty(0), weight_grads, bias_grads
+    wanted = weights if parameters_wanted else []
+    weight_grads = [w.new_empty(w.shape) for w in wanted]
+    bias_grads = [w.new_empty(w.shape[0], 1, w.shape[2]) for w in wanted]
+    return x.new_empty(x.shape if input_wanted else 0), weight_grads, bias_grads

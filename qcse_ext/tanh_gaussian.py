@@ -16,10 +16,10 @@ def tanh_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor,
         u = mean + exp(log_std) * noise,  action = tanh(u)
         log_prob = sum over A of  -noise^2 / 2 - log_std - log(2 pi) / 2 - log(1 - tanh(u)^2)
 
-    Gradients flow to mean and log_std, once.
+    Gradients flow to mean and log_std, once, backward; there is no forward-mode derivative and no functorch transform.
 
     Args:
-        mean, log_std: ``[..., A]``, float32 or float64, on the CPU; log_std at most 80.
+        mean, log_std: ``[..., A]``, float32 or float64, on the CPU.
         noise: standard normal numbers, ``[..., n, A]``.
 
     Returns:

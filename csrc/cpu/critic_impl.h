@@ -145,7 +145,7 @@ void critic_backward(int64_t count, CriticWork<Products>& work, T* output_bias_g
       const Vector<T> h0 = load(h), h1 = load(h + kLanes<T>);
       const T q_grad = work.q_grad[r];
       s0 += q_grad * h0, s1 += q_grad * h1;
-      store(g, h0 > 0 ? q_grad * w0 : Vector<T>{}), store(g + kLanes<T>, h1 > 0 ? q_grad * w1 : Vector<T>{});
+      store(g, masked<T>(q_grad * w0, h0)), store(g + kLanes<T>, masked<T>(q_grad * w1, h1));
     }
     T* sum = work.last_grad + p * kPanel<T>;
     store(sum, load(sum) + s0), store(sum + kLanes<T>, load(sum + kLanes<T>) + s1);

@@ -1,11 +1,13 @@
 // Fully connected layers with a ReLU, forward and back; included once per instruction set inside an anonymous
 // namespace, after
-//   kBytes     size of a vector register
-//   kRows      most rows of a register tile: 2 * kRows accumulators and 3 more registers must fit
-//   kFeatures  as kRows, for dense weight gradients; divides the panel width
+//   QCSE_VECTOR_BYTES  size of a vector register, a macro: 64 and 32 bring intrinsics along
+//   kRows              most rows of a register tile: 2 * kRows accumulators and 3 more registers must fit
+//   kFeatures          as kRows, for dense weight gradients; divides the panel width
 //
 // Every matrix is kept in panels: kPanel<T> = two vectors' worth of columns, row after row, panel after panel. A
 // product then reads its right factor as vectors and its left one by broadcasting single numbers.
+
+constexpr int kBytes = QCSE_VECTOR_BYTES;
 
 template <typename T>
 struct VectorOf {
@@ -229,11 +231,11 @@ inline void for_set_bits(uint32_t bits, const Body& body) {
 // A bit for each lane that is not zero.
 template <typename Unsigned>
 inline uint32_t nonzero_lanes(Vector<Unsigned> v) {
-#if defined(__AVX512F__)
+#if QCSE_VECTOR_BYTES == 64
   const __m512i bits = reinterpret_cast<__m512i>(v);
   if constexpr (sizeof(Unsigned) == 4) return _mm512_test_epi32_mask(bits, bits);
   if constexpr (sizeof(Unsigned) == 8) return _mm512_test_epi64_mask(bits, bits);
-#elif defined(__AVX2__)
+#elif QCSE_VECTOR_BYTES == 32
   const Vector<Unsigned> set = v != 0 ? ~Vector<Unsigned>{} : Vector<Unsigned>{};
   if constexpr (sizeof(Unsigned) == 4) return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(set)));
   if constexpr (sizeof(Unsigned) == 8) return static_cast<uint32_t>(_mm256_movemask_pd(reinterpret_cast<__m256d>(set)));
@@ -378,12 +380,18 @@ inline Vector<T> positive(Vector<T> v) {
   return 0 > v ? Vector<T>{} : v;
 }
 
+// The gradient v through the ReLU that gave `open`; not-a-number lets it pass, as in torch.
+template <typename T>
+inline Vector<T> masked(Vector<T> v, Vector<T> open) {
+  return open <= 0 ? Vector<T>{} : v;
+}
+
 // How a layer's sums begin and end.
 enum class Layer {
   kPlain,  // starts from the bias, stays as it is
   kState,  // starts from a row that `group` consecutive rows share, ends with the ReLU
   kRelu,   // starts from the bias, ends with the ReLU
-  kMask,   // starts from 0, is kept where `gate` is positive: the gradient through a ReLU
+  kMask,   // starts from 0, is the gradient through the ReLU that gave `gate`
 };
 
 template <typename Products, Layer kind, int Rows, typename T = typename Products::Scalar>
@@ -410,7 +418,7 @@ void layer_tile(const typename Products::Factor& x, int64_t tile, int64_t row, i
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
       Vector<T> v = acc[i][h];
-      if constexpr (kind == Layer::kMask) v = load(open + i * kPanel<T> + h * kLanes<T>) > 0 ? v : Vector<T>{};
+      if constexpr (kind == Layer::kMask) v = masked<T>(v, load(open + i * kPanel<T> + h * kLanes<T>));
       if constexpr (kind == Layer::kRelu || kind == Layer::kState) v = positive<T>(v);
       store(to + i * kPanel<T> + h * kLanes<T>, v);
     }
@@ -466,8 +474,6 @@ void pack_vector(const T* from, int64_t width, T* to) {
   for (int64_t j = 0; j < width; ++j) to[j] = from[j];
   for (int64_t j = width; j < round_up(width, kPanel<T>); ++j) to[j] = 0;
 }
-
-constexpr int64_t kMaxLayers = 16;
 
 // What of the hidden layers is made ready.
 struct Needs {

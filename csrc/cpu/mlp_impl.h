@@ -58,7 +58,7 @@ struct MlpWork {
 
   // Points to what is kept of the chunk that starts at this row of the network.
   void use_hidden(const Mlp<T>& m, T* kept, int64_t net, int64_t row) {
-    T* next = kept + (net * m.chunks() + row / kMlpChunk) * kMlpChunk * m.kept_per_row();
+    T* next = kept + (net * m.chunks + row / kMlpChunk) * kMlpChunk * m.kept;
     for (int64_t l = 0; l < trunk.layers; ++l) {
       trunk.hidden[l].data = next;
       next += panel_scalars<T>(kMlpChunk, m.widths[l]);
@@ -76,7 +76,7 @@ inline Needs mlp_needs(bool backward, bool parameters) { return {!backward, back
 template <typename Products, typename T = typename Products::Scalar>
 int64_t mlp_workspace(const Mlp<T>& m, bool backward) {
   Arena<T> arena{nullptr};
-  MlpWork<Products> work(m, mlp_needs(backward, true), true, arena);
+  MlpWork<Products> work(m, mlp_needs(backward, true), !backward, arena);
   return arena.used;
 }
 

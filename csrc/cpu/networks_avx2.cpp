@@ -2,10 +2,11 @@
 
 #include "network_kernels.h"
 
+#define QCSE_VECTOR_BYTES 32
+
 namespace qcse::cpu {
 namespace {
 
-constexpr int kBytes = 32;
 constexpr int kRows = 6;
 constexpr int kFeatures = 4;
 

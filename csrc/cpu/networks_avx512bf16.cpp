@@ -2,10 +2,11 @@
 
 #include "network_kernels.h"
 
+#define QCSE_VECTOR_BYTES 64
+
 namespace qcse::cpu {
 namespace {
 
-constexpr int kBytes = 64;
 constexpr int kRows = 12;
 constexpr int kFeatures = 8;
 

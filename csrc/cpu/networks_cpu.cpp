@@ -86,7 +86,7 @@ class Gradients {
   }
 
   struct Pointers {
-    T *weights[kMaxNetworkLayers], *biases[kMaxNetworkLayers];
+    T *weights[kMaxLayers], *biases[kMaxLayers];
   };
   Pointers of(int64_t part) const {
     const int64_t net = parts_.net(part), split = part % parts_.splits;
@@ -136,7 +136,7 @@ CriticRange range_of(const Critics<T>& c, const Parts& parts, int64_t part) {
 
 template <typename T>
 Parts parts_of(const Mlp<T>& m, const Threads& threads) {
-  return {m.nets, m.chunks(), threads.count};
+  return {m.nets, m.chunks, threads.count};
 }
 
 template <typename T>

@@ -8,8 +8,6 @@
 
 namespace qcse::cpu {
 
-inline constexpr int64_t kMaxNetworkLayers = 16;
-
 // Whether this CPU has the instructions that `bf16` asks for.
 bool has_bf16();
 
@@ -20,7 +18,7 @@ void critic_values(const Critics<T>& critics, T* values, const Threads& threads)
 template <typename T>
 void conservative_loss(const ConservativeLoss<T>& loss, const Threads& threads);
 
-// hidden: [M, chunks, kMlpChunk, kept per row], or null to keep nothing; y: [M, rows, outputs]
+// hidden: [M, chunks, kMlpChunk, kept], or null to keep nothing; y: [M, rows, outputs]
 template <typename T>
 void mlp_forward(const Mlp<T>& mlp, T* hidden, T* y, const Threads& threads);
 

@@ -1,9 +1,10 @@
 #include "network_kernels.h"
 
+#define QCSE_VECTOR_BYTES 16
+
 namespace qcse::cpu {
 namespace {
 
-constexpr int kBytes = 16;
 constexpr int kRows = 6;
 constexpr int kFeatures = 4;
 

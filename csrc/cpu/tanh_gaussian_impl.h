@@ -6,8 +6,8 @@ template <>
 struct FloatFormat<float> {
   static constexpr int kMantissa = 23;
   static constexpr uint32_t kOne = 0x3f800000;
-  static constexpr int kExpTerms = 7, kLogTerms = 7;                            // of the series below
-  static constexpr float kLeast = -87.0f;                                       // exp of less is not a normal number
+  static constexpr int kExpTerms = 7, kLogTerms = 7;      // of the series below
+  static constexpr float kLeast = -87.0f, kMost = 88.0f;  // exp of less, and of more, is no normal number
   static constexpr float kLog2High = 0x1.62e4p-1f, kLog2Low = 0x1.7f7d1cp-20f;  // few bits, and the others
 };
 template <>
@@ -15,11 +15,11 @@ struct FloatFormat<double> {
   static constexpr int kMantissa = 52;
   static constexpr uint64_t kOne = 0x3ff0000000000000;
   static constexpr int kExpTerms = 13, kLogTerms = 17;
-  static constexpr double kLeast = -708.0;
+  static constexpr double kLeast = -708.0, kMost = 709.0;
   static constexpr double kLog2High = 0x1.62e42feep-1, kLog2Low = 0x1.a39ef35793c76p-33;
 };
 
-// exp(x) = scale (1 + rest), scale a power of two; x at most 80.
+// exp(x) = scale (1 + rest), scale a power of two.
 template <typename T>
 struct Exponential {
   Vector<T> scale, rest;
@@ -30,6 +30,7 @@ inline Exponential<T> exponential_parts(Vector<T> x) {
   using Format = FloatFormat<T>;
   using Unsigned = typename UnsignedOf<sizeof(T)>::Type;
   x = x < Format::kLeast ? Vector<T>{} + Format::kLeast : x;
+  x = x > Format::kMost ? Vector<T>{} + Format::kMost : x;
   // Adding 1.5 * 2^mantissa leaves the nearest integer in the lowest bits.
   constexpr T kShift = T(1.5) * T(Unsigned(1) << Format::kMantissa);
   const Vector<T> shifted = x * T(1.44269504088896340736) + kShift, whole = shifted - kShift;
@@ -65,21 +66,23 @@ inline void exponential_of(const T* x, int64_t count, T* out) {
   }
 }
 
-// States that are worked on together, and rows of numbers for them: one for each of their samples, or of themselves.
+// States that are worked on together, and the numbers of their samples, which only the way forward needs, and of
+// themselves.
 template <typename T>
 struct TanhGaussianWork {
   int64_t states;
   T *u, *action, *log_prob;  // per sample
   T *log_std, *std;          // per state
 
-  TanhGaussianWork(const TanhGaussian<T>& g, Arena<T>& arena) {
+  TanhGaussianWork(const TanhGaussian<T>& g, bool forward, Arena<T>& arena) {
     const int64_t each = g.samples * g.dim;
     states = smaller(g.states, each < 1024 ? 1024 / each : 1);
     const int64_t samples = round_up(states * each, kLanes<T>), means = round_up(states * g.dim, kLanes<T>);
-    u = arena.take(samples), action = arena.take(samples), log_prob = arena.take(samples);
     log_std = arena.take(means), std = arena.take(means);
+    if (forward) u = arena.take(samples), action = arena.take(samples), log_prob = arena.take(samples);
     if (arena.next == nullptr) return;
-    fill(u, samples, T(0)), fill(log_std, means, T(0));  // what whole vectors read behind the last number
+    fill(log_std, means, T(0));  // whole vectors read behind the last number
+    if (forward) fill(u, samples, T(0));
   }
 
   void load_std(const TanhGaussian<T>& g, int64_t first, int64_t count) {
@@ -91,7 +94,7 @@ struct TanhGaussianWork {
 template <typename T>
 int64_t tanh_gaussian_workspace(const TanhGaussian<T>& g) {
   Arena<T> arena{nullptr};
-  TanhGaussianWork<T> work(g, arena);
+  TanhGaussianWork<T> work(g, true, arena);
   return arena.used;
 }
 
@@ -99,7 +102,7 @@ int64_t tanh_gaussian_workspace(const TanhGaussian<T>& g) {
 template <typename T>
 void tanh_gaussian(const TanhGaussian<T>& g, int64_t begin, int64_t end, T* space, T* actions, T* log_prob) {
   Arena<T> arena{space};
-  TanhGaussianWork<T> work(g, arena);
+  TanhGaussianWork<T> work(g, true, arena);
   for (int64_t first = begin; first < end; first += work.states) {
     const int64_t count = smaller(work.states, end - first), numbers = count * g.samples * g.dim;
     const T* noise = g.noise + first * g.samples * g.dim;
@@ -134,7 +137,7 @@ template <typename T>
 void tanh_gaussian_backward(const TanhGaussianGradient<T>& gradient, int64_t begin, int64_t end, T* space) {
   const TanhGaussian<T>& g = gradient.forward;
   Arena<T> arena{space};
-  TanhGaussianWork<T> work(g, arena);
+  TanhGaussianWork<T> work(g, false, arena);
   for (int64_t first = begin; first < end; first += work.states) {
     const int64_t count = smaller(work.states, end - first);
     work.load_std(g, first, count);

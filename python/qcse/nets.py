@@ -82,7 +82,7 @@ class BatchedMLP(nn.Module):
 
     def is_fused(self, x: Tensor) -> bool:
         """Whether the operators of `qcse_ext` can evaluate these networks at x."""
-        return critic.is_supported(x) and not self.layer_norm and 2 <= len(self.weights) <= 16
+        return critic.is_supported(x) and x.numel() > 0 and not self.layer_norm and 2 <= len(self.weights) <= 16
 
     def forward(self, x: Tensor) -> Tensor:
         """[M, rows, in] -> [M, rows, out]."""
@@ -257,7 +257,7 @@ def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[
     Returns:
         actions [S, B, n, A] in (-1, 1), log-densities [S, B, n].
     """
-    if critic.is_supported(mean):
+    if critic.is_supported(mean) and mean.shape == log_std.shape and noise.numel() > 0:
         return tanh_gaussian(mean, log_std, noise)
     mean, log_std = mean.unsqueeze(-2), log_std.unsqueeze(-2)
     before = mean + log_std.exp() * noise

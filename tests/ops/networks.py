@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,10 @@ def in_double(p: dict[str, object]) -> dict[str, object]:
 
 
 def error_of(got: list[Tensor], want: list[Tensor]) -> float:
-    """Largest relative error of a tensor's norm; of tensors that vanish, nothing is asked."""
-    pairs = [(a.detach().double(), b.detach()) for a, b in zip(got, want, strict=True)]
-    return max(float((a - b).norm() / b.norm()) for a, b in pairs if b.norm() > 0)
+    """Largest relative error of a tensor's norm; infinite where it is not finite, or should vanish and does not."""
+    errors = []
+    for a, b in zip(got, want, strict=True):
+        a, b = a.detach().double(), b.detach()
+        error = float((a - b).norm() / b.norm()) if b.norm() > 0 else (0.0 if not a.any() else math.inf)
+        errors.append(error if math.isfinite(error) else math.inf)
+    return max(errors)

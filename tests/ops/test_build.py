@@ -57,14 +57,24 @@ def test_kernels_share_no_function_with_the_rest(name: str, tmp_path: pathlib.Pa
     if name.startswith("avx512"):
         flags += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
     if name == "avx512vnni":
-        flags += ["-mavx512vnni"]
+        flags += ["-mavx512vnni", "-mavx512bf16", "-mavx512vbmi2"]
     output = tmp_path / "kernel.o"
-    source = ROOT / f"csrc/cpu/kernel_{name}.cpp"
-    # Without optimisation nothing is inlined, so whatever could become a symbol of its own does.
-    command = ["g++", "-std=c++20", "-O0", "-w", "-DQCSE_X86_KERNELS", *flags, f"-I{ROOT / 'csrc'}"]
-    subprocess.run([*command, "-c", str(source), "-o", str(output)], check=True)
-    symbols = subprocess.run(["nm", str(output)], check=True, capture_output=True, text=True).stdout
-    assert re.findall(r"^.* [WVu] .*$", symbols, re.MULTILINE) == []
+    networks = "networks_avx512bf16" if name == "avx512vnni" else f"networks_{name}"
+    for source in (f"kernel_{name}.cpp", f"{networks}.cpp"):
+        # Without optimisation nothing is inlined, so whatever could become a symbol of its own does.
+        command = ["g++", "-std=c++20", "-O0", "-w", "-DQCSE_X86_KERNELS", *flags, f"-I{ROOT / 'csrc'}"]
+        subprocess.run([*command, "-c", str(ROOT / "csrc/cpu" / source), "-o", str(output)], check=True)
+        symbols = subprocess.run(["nm", str(output)], check=True, capture_output=True, text=True).stdout
+        assert re.findall(r"^.* [WVu] .*$", symbols, re.MULTILINE) == [], source
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("name", ["portable", "avx2"])
+def test_a_compiler_that_may_use_more_changes_no_vector(name: str) -> None:
+    """CXXFLAGS with -march=native, or a compiler made for newer processors, must still build every instruction set."""
+    source = ROOT / f"csrc/cpu/networks_{name}.cpp"
+    flags = ["-std=c++20", "-w", "-fsyntax-only", "-DQCSE_X86_KERNELS", f"-I{ROOT / 'csrc'}"]
+    subprocess.run(["g++", *flags, "-march=x86-64-v4", str(source)], check=True)
 
 
 def test_build_info() -> None:

@@ -88,15 +88,30 @@ def test_bf16_rounds_the_factors_between_hidden_layers_and_nothing_else(threads:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_row_that_is_not_finite_is_alone(bad: float, instruction_set: str) -> None:
+@pytest.mark.parametrize("precision", ["float64", "bf16"])
+def test_a_row_that_is_not_finite_shows_and_is_alone(bad: float, precision: str, instruction_set: str) -> None:
+    bf16 = precision == "bf16"
+    if bf16 and not has_bf16():
+        pytest.skip("this CPU lacks AVX512-BF16 or AVX512-VBMI2")
     for seed in range(10):
-        x, weights, biases = problem(seed)
-        want = mlp(x, weights, biases)
+        x, weights, biases = problem(seed, torch.float32 if bf16 else torch.float64)
+        want = mlp(x, weights, biases, bf16)
         with torch.no_grad():
             x[0, 0, 0] = bad
-        got = mlp(x, weights, biases)
+        got = mlp(x, weights, biases, bf16)
+        if math.isnan(bad):
+            assert got[0, 0].isnan().all(), seed
         want[0, 0] = got[0, 0] = 0.0
-        assert torch.allclose(got, want, rtol=1e-10, atol=1e-10), seed
+        assert torch.allclose(got, want, rtol=1e-10, atol=2e-2 if bf16 else 1e-10), seed
+
+
+def test_a_weight_that_is_not_a_number_shows_in_the_gradients(instruction_set: str) -> None:
+    x, weights, biases = problem(13, large=True)
+    with torch.no_grad():
+        weights[1][0, 0, 0] = math.nan
+    got, want = (results(f(x, weights, biases), [x, *weights, *biases]) for f in (mlp, layers_in_torch))
+    assert all(torch.equal(a.isnan(), b.isnan()) for a, b in zip(got, want, strict=True))
+    assert sum(bool(t.isnan().any()) for t in want) == len(want) - 1  # the last bias's gradient has none
 
 
 def test_equal_calls_give_equal_bits(threads: int) -> None:
@@ -119,7 +134,10 @@ def test_inputs_may_be_strided() -> None:
         (lambda x, w, b: (x[0], w, b), r"x must have shape \[networks, rows, inputs\]"),
         (lambda x, w, b: (x[:, :0], w, b), "not be empty"),
         (lambda x, w, b: (x.half(), w, b), "x must be float32 or float64"),
-        (lambda x, w, b: (x.float(), w, b), r"weights\[0\] must have the dtype"),
+        (
+            lambda x, w, b: (x.float(), w, b),
+            r"weights\[0\] must have .* of x \(float32\), got float64",
+        ),
         (lambda x, w, b: (x, w[:1], b[:1]), "2 to 16"),
         (lambda x, w, b: (x, w, b[:-1]), "as many"),
         (lambda x, w, b: (x, [w[0][:, 1:], *w[1:]], b), r"weights\[0\] must have shape"),
@@ -132,11 +150,14 @@ def test_errors_name_the_argument(change, message: str) -> None:
         mlp(*change(*problem(7)))
 
 
-def test_hidden_activations_of_another_shape_are_refused() -> None:
+def test_hidden_activations_may_be_strided_but_have_one_shape() -> None:
     x, weights, biases = (t.detach() if isinstance(t, Tensor) else [s.detach() for s in t] for t in problem(7))
     y, hidden = torch.ops.qcse.mlp_forward(x, weights, biases, False, True)
+    apart = torch.stack([hidden, hidden], -1)[..., 0]
+    want, got = (torch.ops.qcse.mlp_backward(y, x, h, weights, False, True, True) for h in (hidden, apart))
+    assert torch.equal(got[0], want[0]) and all(torch.equal(a, b) for a, b in zip(got[1], want[1], strict=True))
     with pytest.raises(RuntimeError, match="hidden must have shape"):
-        torch.ops.qcse.mlp_backward(y, x, hidden[..., 1:], weights, biases, False, True, True)
+        torch.ops.qcse.mlp_backward(y, x, hidden[..., 1:], weights, False, True, True)
 
 
 def test_gradcheck_and_opcheck() -> None:
@@ -150,16 +171,23 @@ def test_gradcheck_and_opcheck() -> None:
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.qcse.mlp_forward, (x, weights, biases, False, True), test_utils=tests)
     y, hidden = torch.ops.qcse.mlp_forward(x, weights, biases, False, True)
-    for wanted in itertools.product([False, True], repeat=2):
-        torch.library.opcheck(torch.ops.qcse.mlp_backward, (y, x, hidden, weights, biases, False, *wanted))
+    strided = [x.mT.contiguous().mT, hidden, [w.mT.contiguous().mT for w in weights]]
+    for wanted, inputs in itertools.product(
+        itertools.product([False, True], repeat=2), ([x, hidden, weights], strided)
+    ):
+        torch.library.opcheck(torch.ops.qcse.mlp_backward, (y, *inputs, False, *wanted))
 
 
-def test_compiles_as_a_whole() -> None:
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_as_a_whole(backend: str, strided: bool) -> None:
     x, weights, biases = problem(9, torch.float32)
+    if strided:
+        x, *weights = (t.detach().mT.contiguous().mT.requires_grad_() for t in (x, *weights))
 
     def loss(x: Tensor) -> Tensor:
         return (mlp(x, weights, biases) ** 2).sum()
 
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
     want, got = (torch.autograd.grad(f(x), [x, *weights]) for f in (loss, compiled))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

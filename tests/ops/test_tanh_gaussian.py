@@ -74,6 +74,29 @@ def test_what_is_not_finite_shows(instruction_set: str) -> None:
     assert actions.flatten()[1:].tolist() == [1.0, -1.0, 0.0] and log_prob.flatten()[1:3].isinf().all()
 
 
+@pytest.mark.parametrize("of", ["actions", "log_prob"])
+def test_a_loss_of_one_result_alone(of: str) -> None:
+    mean, log_std, noise = problem((2, 5, 3, 6), torch.float64)
+    position = ["actions", "log_prob"].index(of)
+    got, want = (
+        torch.autograd.grad(f(mean, log_std, noise)[position].square().sum(), (mean, log_std))
+        for f in (tanh_gaussian, in_torch)
+    )
+    assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-8) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_standard_deviation_out_of_range_saturates(dtype: torch.dtype, instruction_set: str) -> None:
+    log_std = torch.tensor([[85.0], [95.0], [800.0], [-800.0]], dtype=dtype)
+    actions, _ = tanh_gaussian(torch.full_like(log_std, 0.5), log_std, torch.ones(4, 1, 1, dtype=dtype))
+    assert torch.allclose(
+        actions.flatten(),
+        torch.tensor([1.0, 1.0, 1.0, 0.5], dtype=dtype).where(
+            torch.arange(4) < 3, torch.tensor(0.5, dtype=dtype).tanh()
+        ),
+    )
+
+
 def test_threads_do_not_change_a_bit() -> None:
     mean, log_std, noise = problem((40, 100, 9, 7), torch.float32)
     before, found = torch.get_num_threads(), []
@@ -89,8 +112,9 @@ def test_threads_do_not_change_a_bit() -> None:
     [
         (lambda m, s, z: (m, s, z[0]), r"\[\.\.\., A\] and \[\.\.\., n, A\]"),
         (lambda m, s, z: (m, s, z[..., 1:]), "noise must have shape"),
-        (lambda m, s, z: (m[..., 1:], s, z), "mean must have shape"),
-        (lambda m, s, z: (m, s.half(), z), "log_std must be float32 or float64"),
+        (lambda m, s, z: (m, s[..., 1:], z), "log_std must have shape"),
+        (lambda m, s, z: (m.half(), s.half(), z), "log_std must be float32 or float64"),
+        (lambda m, s, z: (m.float(), s, z), r"log_std must have the dtype and device of mean \(float32\), got float64"),
         (lambda m, s, z: (m, s, z.float()), "noise must have the dtype"),
         (lambda m, s, z: (m, s, z[..., :0, :]), "not be empty"),
     ],
