@@ -115,19 +115,19 @@ class ReplayBuffer:
             offline_fraction: share of the rows that comes from the dataset; None draws from dataset and online
                 rows taken together. Where one of the two is empty, all rows come from the other.
         """
-        if offline_fraction is None or self.size == 0 or self.dataset_size == 0:
-            return self.gather(streams.integers("sampling", self.dataset_size + self.held, (batch_size,)))
         offline = self.leading_offline(batch_size, offline_fraction)
+        if offline is None:
+            return self.gather(streams.integers("sampling", self.dataset_size + self.held, (batch_size,)))
         parts = [
             streams.integers("sampling", self.dataset_size, (offline,)),
             streams.integers("sampling", self.held, (batch_size - offline,)) + self.dataset_size,
         ]
         return self.gather(torch.cat(parts, dim=1))
 
-    def leading_offline(self, batch_size: int, offline_fraction: float | None) -> int:
-        """How many rows at the head of a batch of `sample` are known beforehand to be the dataset's."""
+    def leading_offline(self, batch_size: int, offline_fraction: float | None) -> int | None:
+        """How many rows at the head of a batch of `sample` are the dataset's; None: all rows are drawn alike."""
         if offline_fraction is None or self.size == 0 or self.dataset_size == 0:
-            return 0
+            return None
         return round(offline_fraction * batch_size)
 
     def sample_online(self, streams: Streams, count: int) -> Tensor:

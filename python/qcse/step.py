@@ -138,7 +138,8 @@ class UpdateStep:
         batch = self.buffer.sample(self.streams, config.batch_size, config.offline_fraction)
         metrics: dict[str, Tensor] = {}
         if reward.active and (reward.online or config.bonus.transitions == "all"):
-            metrics |= reward.add_to(batch, self.buffer.leading_offline(config.batch_size, config.offline_fraction))
+            offline = self.buffer.leading_offline(config.batch_size, config.offline_fraction)
+            metrics |= reward.add_to(batch, offline or 0)
         if online and config.cql.calibration_online == "off":
             batch.returns = torch.full_like(batch.returns, NO_RETURN)  # the dataset's rows are not bounded either
         noise = self.agent.draw_noise(self.streams, config.batch_size)

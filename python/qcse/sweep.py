@@ -172,7 +172,10 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"file: {path} has unknown options {unknown}; expected some of {sorted(OPTIONS)}, workers, extra"
         )
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
+    if isinstance(options.get("datasets"), tuple):
+        options["datasets"] = tuple(Path(str(name)) for name in options["datasets"])
+    return options
 
 
 def _place(dataset: Path) -> str:

@@ -84,7 +84,7 @@ class Neighbours:
             self.observe(batch, values, eligible)
 
         # Sorted row numbers bring duplicates together and let each query find itself, without a host read.
-        rows = torch.where(eligible, rows, -1) if references is None else rows
+        rows = (torch.where(eligible, rows, -1) if references is None else rows).contiguous()
         ordered, order = rows.sort(dim=1)
         first = order.gather(1, torch.searchsorted(ordered, rows))  # who stands for each one's transition
         counts = first == torch.arange(rows.shape[1], device=self.device)
