@@ -1,19 +1,10 @@
 // Schemas, argument checks and the CPU registration of the operators (LibTorch stable ABI).
 #include "ops.h"
 
-#include <sstream>
-#include <stdexcept>
 #include <string>
 
 namespace qcse {
 namespace {
-
-template <typename... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
-}
 
 std::string type_name(ScalarType type) {
   switch (type) {
@@ -72,6 +63,11 @@ std::string shape_of(const Tensor& t) {
 }
 
 cpu::Threads cpu_threads() { return {parallel_for, static_cast<int64_t>(torch::stable::get_num_threads())}; }
+
+void expect_float(const char* op, const char* name, const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  if (type != ScalarType::Float && type != ScalarType::Double) fail(op, ": ", name, " must be float32 or float64");
+}
 
 void expect(const char* op, const std::string& name, const Tensor& t, const Tensor& like,
             const std::vector<int64_t>& shape, std::optional<ScalarType> type, const std::string& like_name) {

@@ -7,6 +7,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -19,11 +21,22 @@ namespace qcse {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Throws std::runtime_error, which torch turns into RuntimeError, with the parts written one after the other.
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
 // "[3, 4]"
 std::string shape_of(const Tensor& t);
 
 // torch's own thread pool.
 cpu::Threads cpu_threads();
+
+// Throws std::runtime_error unless t is float32 or float64.
+void expect_float(const char* op, const char* name, const Tensor& t);
 
 // Throws std::runtime_error unless t has this shape, and the device of `like` and its dtype (or `type`); the message
 // calls `like` by its name.

@@ -1,5 +1,4 @@
 // The bonus of a training batch as an operator: schema, checks, CPU registration (LibTorch stable ABI).
-#include <stdexcept>
 #include <string>
 #include <tuple>
 
@@ -14,17 +13,17 @@ std::tuple<Tensor, Tensor, Tensor> batch_entropy_cpu(const Tensor& states, const
                                                      Tensor batches, int64_t k, bool count_self, bool learn,
                                                      double horizon, double divisor, double offset) {
   const char* op = "qcse::batch_entropy";
-  const auto fail = [op](const std::string& what) { throw std::runtime_error(std::string(op) + ": " + what); };
-  const ScalarType type = states.scalar_type();
-  if (type != ScalarType::Float && type != ScalarType::Double) fail("states must be float32 or float64");
-  if (states.dim() != 3) fail("states must have shape [S, N, D], got " + shape_of(states));
+  expect_float(op, "states", states);
+  if (states.dim() != 3) fail(op, ": states must have shape [S, N, D], got " + shape_of(states));
   const int64_t seeds = states.size(0), rows = states.size(1), dim = states.size(2);
-  if (dim < 1 || dim > kMaxDim) fail("D must be from 1 to " + std::to_string(kMaxDim) + ", got " + shape_of(states));
-  if (k < 1 || k > kMaxNeighbours) {
-    fail("k must be from 1 to " + std::to_string(kMaxNeighbours) + ", got " + std::to_string(k));
+  if (dim < 1 || dim > kMaxDim) {
+    fail(op, ": D must be from 1 to " + std::to_string(kMaxDim) + ", got " + shape_of(states));
   }
-  if (!(horizon >= 1)) fail("horizon must be at least 1, got " + std::to_string(horizon));
-  if (!(divisor > 0)) fail("divisor must be above 0, got " + std::to_string(divisor));
+  if (k < 1 || k > kMaxNeighbours) {
+    fail(op, ": k must be from 1 to " + std::to_string(kMaxNeighbours) + ", got " + std::to_string(k));
+  }
+  if (!(horizon >= 1)) fail(op, ": horizon must be at least 1, got " + std::to_string(horizon));
+  if (!(divisor > 0)) fail(op, ": divisor must be above 0, got " + std::to_string(divisor));
   expect(op, "values", values, states, {seeds, rows});
   expect(op, "index", index, states, {seeds, rows}, ScalarType::Long);
   expect(op, "eligible", eligible, states, {seeds, rows}, ScalarType::Bool);
@@ -32,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_entropy_cpu(const Tensor& states, const
   expect(op, "variance", variance, states, {seeds, dim + 1});
   expect(op, "batches", batches, states, {seeds});
   for (const Tensor& changed : {mean, variance, batches}) {
-    if (!changed.is_contiguous()) fail("mean, variance and batches are changed in place and must be contiguous");
+    if (!changed.is_contiguous()) fail(op, ": mean, variance and batches are changed in place and must be contiguous");
   }
   const Tensor dense_states = torch::stable::contiguous(states), dense_values = torch::stable::contiguous(values);
   const Tensor dense_index = torch::stable::contiguous(index), dense_eligible = torch::stable::contiguous(eligible);
@@ -52,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_entropy_cpu(const Tensor& states, const
     b.statistics = statistics.mutable_data_ptr<T>();
     cpu::batch_entropy(b, cpu_threads());
   };
-  type == ScalarType::Double ? run(double()) : run(float());
+  states.scalar_type() == ScalarType::Double ? run(double()) : run(float());
   return {entropy, covered, statistics};
 }
 

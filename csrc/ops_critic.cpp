@@ -1,5 +1,4 @@
 // The fused critic step as operators: schemas, checks, CPU registration (LibTorch stable ABI).
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -30,37 +29,32 @@ struct CriticArguments {
         is_double(states.scalar_type() == ScalarType::Double),
         bf16(bf16_) {
     if (layers.nets % seeds != 0) {
-      fail(op, "weights[0] must have shape [S * E, D + A, width] with S = " + std::to_string(seeds) + ", got " +
+      fail(op, ": weights[0] must have shape [S * E, D + A, width] with S = " + std::to_string(seeds) + ", got " +
                    shape_of(layers.weights[0]));
     }
     if (layers.widths.back() != 1) {
-      fail(op, "weights must end with one output, got " + shape_of(layers.weights.back()));
+      fail(op, ": weights must end with one output, got " + shape_of(layers.weights.back()));
     }
     for (const int64_t width : layers.widths) {
       // A chunk holds whole states, and the kernel counts its bytes in 32 bits.
       const int64_t limit = (int64_t(1) << 29) / ((width + 31) / 32 * 32);
       if (action_count > limit) {
-        fail(op, "actions must be at most " + std::to_string(limit) + " per state at a hidden width of " +
+        fail(op, ": actions must be at most " + std::to_string(limit) + " per state at a hidden width of " +
                      std::to_string(width) + ", got " + std::to_string(action_count));
       }
     }
   }
 
-  [[noreturn]] static void fail(const char* op, const std::string& what) {
-    throw std::runtime_error(std::string(op) + ": " + what);
-  }
-
   // D + A.
   static int64_t checked_inputs(const char* op, const Tensor& states, const Tensor& actions) {
-    const ScalarType type = states.scalar_type();
-    if (type != ScalarType::Float && type != ScalarType::Double) fail(op, "states must be float32 or float64");
-    if (states.dim() != 3) fail(op, "states must have shape [S, B, D], got " + shape_of(states));
-    if (actions.dim() != 4) fail(op, "actions must have shape [S, B, n, A], got " + shape_of(actions));
+    expect_float(op, "states", states);
+    if (states.dim() != 3) fail(op, ": states must have shape [S, B, D], got " + shape_of(states));
+    if (actions.dim() != 4) fail(op, ": actions must have shape [S, B, n, A], got " + shape_of(actions));
     expect(op, "actions", actions, states, {states.size(0), states.size(1), actions.size(2), actions.size(3)});
     for (const Tensor& t : {states, actions}) {
       for (int64_t i = 0; i < t.dim(); ++i) {
         if (t.size(i) < 1) {
-          fail(op, "states and actions must not be empty, got " + shape_of(states) + " and " + shape_of(actions));
+          fail(op, ": states and actions must not be empty, got " + shape_of(states) + " and " + shape_of(actions));
         }
       }
     }
@@ -102,11 +96,10 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> conservative_loss_c
   const CriticArguments a(op, states, actions, weights, biases, bf16);
   const int64_t sampled = (a.action_count - 1) / 3;
   if (a.action_count != 1 + 3 * sampled || sampled < 1) {
-    throw std::runtime_error(std::string(op) + ": actions must have shape [S, B, 1 + 3n, A] with n at least 1, got " +
-                             shape_of(actions));
+    fail(op, ": actions must have shape [S, B, 1 + 3n, A] with n at least 1, got " + shape_of(actions));
   }
   if (!(temperature > 0)) {
-    throw std::runtime_error(std::string(op) + ": temperature must be above 0, got " + std::to_string(temperature));
+    fail(op, ": temperature must be above 0, got " + std::to_string(temperature));
   }
   expect(op, "target", target, states, {a.seeds, a.batch});
   expect(op, "offsets", offsets, states, {a.seeds, a.batch, 3 * sampled});

@@ -1,5 +1,4 @@
 // Fully connected ReLU networks as operators: schemas, checks, CPU registration (LibTorch stable ABI).
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -28,13 +27,9 @@ struct MlpArguments {
   }
 
   static int64_t checked_inputs(const char* op, const Tensor& x) {
-    const ScalarType type = x.scalar_type();
-    if (type != ScalarType::Float && type != ScalarType::Double) {
-      throw std::runtime_error(std::string(op) + ": x must be float32 or float64");
-    }
+    expect_float(op, "x", x);
     if (x.dim() != 3 || x.size(1) < 1 || x.size(2) < 1) {
-      throw std::runtime_error(std::string(op) + ": x must have shape [networks, rows, inputs] and not be empty, got " +
-                               shape_of(x));
+      fail(op, ": x must have shape [networks, rows, inputs] and not be empty, got " + shape_of(x));
     }
     return x.size(2);
   }

@@ -1,6 +1,5 @@
 // What the operators on fully connected networks share: the checked parameters, and pointers to them.
 #pragma once
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -20,21 +19,22 @@ struct LayerArguments {
   LayerArguments(const char* op, const std::vector<Tensor>& weights_, const std::vector<Tensor>* biases_,
                  const std::string& name, const Tensor& like, int64_t inputs, bool bf16) {
     constexpr int64_t kWidest = int64_t(1) << 21;  // the kernels count a chunk's bytes in 32 bits
-    const auto fail = [op](const std::string& what) { throw std::runtime_error(std::string(op) + ": " + what); };
-    if (bf16 && like.scalar_type() != ScalarType::Float) fail(name + " must be float32 where bf16 is true");
-    if (bf16 && !cpu::has_bf16()) fail("bf16 is true, but this CPU lacks AVX512-BF16 or AVX512-VBMI2; expected false");
+    if (bf16 && like.scalar_type() != ScalarType::Float) fail(op, ": ", name, " must be float32 where bf16 is true");
+    if (bf16 && !cpu::has_bf16()) {
+      fail(op, ": bf16 is true, but this CPU lacks AVX512-BF16 or AVX512-VBMI2; expected false");
+    }
     const size_t layers = weights_.size();
     if (layers < 2 || layers > static_cast<size_t>(kMaxLayers) || (biases_ != nullptr && biases_->size() != layers)) {
-      fail("weights and biases must be as many, 2 to " + std::to_string(kMaxLayers) + ", got " +
-           std::to_string(layers) + " and " + std::to_string(biases_ == nullptr ? layers : biases_->size()));
+      fail(op, ": weights and biases must be as many, 2 to " + std::to_string(kMaxLayers) + ", got " +
+                   std::to_string(layers) + " and " + std::to_string(biases_ == nullptr ? layers : biases_->size()));
     }
     nets = weights_[0].dim() == 3 ? weights_[0].size(0) : 0;
     for (size_t l = 0; l < layers; ++l) {
       const Tensor& w = weights_[l];
       const int64_t outputs = w.dim() == 3 ? w.size(2) : 0;
       if (outputs < 1 || outputs > kWidest || nets < 1) {
-        fail("weights must have shape [networks, inputs, outputs], outputs at most " + std::to_string(kWidest) +
-             ", got " + shape_of(w));
+        fail(op, ": weights must have shape [networks, inputs, outputs], outputs at most " + std::to_string(kWidest) +
+                     ", got " + shape_of(w));
       }
       const std::string index = std::to_string(l) + "]";
       expect(op, "weights[" + index, w, like, {nets, inputs, outputs}, std::nullopt, name);

@@ -1,5 +1,4 @@
 // Sampling from a tanh-squashed Gaussian policy as operators: schemas, checks, CPU registration (LibTorch stable ABI).
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -18,11 +17,9 @@ struct TanhGaussianArguments {
   bool is_double;
 
   TanhGaussianArguments(const char* op, const Tensor& log_std_, const Tensor& noise_) {
-    const auto fail = [op](const std::string& what) { throw std::runtime_error(std::string(op) + ": " + what); };
-    const ScalarType type = log_std_.scalar_type();
-    if (type != ScalarType::Float && type != ScalarType::Double) fail("log_std must be float32 or float64");
+    expect_float(op, "log_std", log_std_);
     const int64_t dims = log_std_.dim();
-    if (dims < 1) fail("log_std must have shape [..., A], got " + shape_of(log_std_));
+    if (dims < 1) fail(op, ": log_std must have shape [..., A], got " + shape_of(log_std_));
     for (int64_t i = 0; i < dims; ++i) shape.push_back(log_std_.size(i));
     for (size_t i = 0; i + 1 < shape.size(); ++i) states *= shape[i];
     dim = shape.back();
@@ -30,13 +27,13 @@ struct TanhGaussianArguments {
     std::vector<int64_t> sampled = shape;
     sampled.insert(sampled.end() - 1, samples);
     if (states < 1 || dim < 1 || samples < 1) {
-      fail("log_std and noise must have shape [..., A] and [..., n, A] and not be empty, got " + shape_of(log_std_) +
-           " and " + shape_of(noise_));
+      fail(op, ": log_std and noise must have shape [..., A] and [..., n, A] and not be empty, got " +
+                   shape_of(log_std_) + " and " + shape_of(noise_));
     }
     expect(op, "noise", noise_, log_std_, sampled, std::nullopt, "log_std");
     log_std = torch::stable::contiguous(log_std_);
     noise = torch::stable::contiguous(noise_);
-    is_double = type == ScalarType::Double;
+    is_double = log_std.scalar_type() == ScalarType::Double;
   }
 
   template <typename T>

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-import qcse_ext.ops  # noqa: F401 - loads the compiled module
+from qcse_ext.ops import without_autograd  # loads the compiled module
 
 __all__ = ["batch_entropy"]
 
@@ -62,8 +62,7 @@ def batch_entropy(
     return entropy, covered, statistics
 
 
-_library = torch.library.Library("qcse", "IMPL")
-_library.impl("batch_entropy", torch.library.fallthrough_kernel, "Autograd")
+without_autograd("batch_entropy")
 
 
 @torch.library.register_fake("qcse::batch_entropy")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcse_ext.ops import build_info  # loads the compiled module
+from qcse_ext.ops import build_info, without_autograd  # loads the compiled module
 
 __all__ = ["conservative_loss", "critic_values", "has_bf16", "is_supported"]
 
@@ -124,10 +124,8 @@ class _ConservativeLoss(torch.autograd.Function):
         return None, None, None, None, *(grad * factor for grad in grads)
 
 
-_library = torch.library.Library("qcse", "IMPL")
-for _name in ("critic_values", "conservative_loss"):
-    # Autograd is told to look away; the gradient of the loss is passed on by _ConservativeLoss.
-    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+# The gradient of the loss is passed on by _ConservativeLoss.
+without_autograd("critic_values", "conservative_loss")
 
 
 @torch.library.register_fake("qcse::critic_values")

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-import qcse_ext.ops  # noqa: F401  loads the compiled module
+from qcse_ext.ops import without_autograd  # loads the compiled module
 
 __all__ = ["mlp"]
 
@@ -59,10 +59,8 @@ class _Mlp(torch.autograd.Function):
         return x_grad if x_wanted else None, None, None, *([*weight_grads, *bias_grads] or none)
 
 
-_library = torch.library.Library("qcse", "IMPL")
-for _name in ("mlp_forward", "mlp_backward"):
-    # Autograd is told to look away; gradients are _Mlp's.
-    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+# Gradients are _Mlp's.
+without_autograd("mlp_forward", "mlp_backward")
 
 
 @torch.library.register_fake("qcse::mlp_forward")

@@ -209,10 +209,19 @@ def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, i
 # --- No gradient, autocast --------------------------------------------------------------------------------------------
 
 _library = torch.library.Library("qcse", "IMPL")
+
+
+def without_autograd(*names: str) -> None:
+    """Tell autograd to look away from these operators: outputs do not require grad, whatever the inputs do.
+
+    (A kernel without any registration would return requires_grad=True and a gradient of None.)
+    """
+    for name in names:
+        _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+
+
+without_autograd("knn", "entropy")
 for _name in ("knn", "entropy"):
-    # Autograd is told to look away: outputs do not require grad, whatever the inputs do. (A kernel without any
-    # registration would return requires_grad=True and a gradient of None.)
-    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
     # The statistics are distances: under autocast they are computed in float32, never in half precision.
     for _device in ("cpu", "cuda"):
         torch.library.register_autocast(f"qcse::{_name}", _device, torch.float32)

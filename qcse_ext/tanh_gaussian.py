@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import qcse_ext.ops  # noqa: F401  loads the compiled module
+from qcse_ext.ops import without_autograd  # loads the compiled module
 
 __all__ = ["tanh_gaussian"]
 
@@ -52,10 +52,8 @@ class _TanhGaussian(torch.autograd.Function):
         return mean_grad, log_std_grad, None
 
 
-_library = torch.library.Library("qcse", "IMPL")
-for _name in ("tanh_gaussian", "tanh_gaussian_backward"):
-    # Autograd is told to look away; gradients are _TanhGaussian's.
-    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+# Gradients are _TanhGaussian's.
+without_autograd("tanh_gaussian", "tanh_gaussian_backward")
 
 
 @torch.library.register_fake("qcse::tanh_gaussian")

@@ -72,10 +72,8 @@ void critic_forward(const Critics<T>& c, int64_t seed, int64_t net, int64_t firs
   Trunk<Products>& trunk = work.trunk;
   pack(states, count, c.state_dim, c.state_dim, 1, work.states);
   pack(actions, rows, c.action_dim, c.action_dim, 1, work.actions);
-  for (int64_t i = 0; i <= count; ++i) trunk.first_row[i] = i;
-  cut(trunk.first_row, count, work.state_tiles);
-  for (int64_t i = 0; i <= count; ++i) trunk.first_row[i] = i * c.actions;
-  cut(trunk.first_row, count, trunk.tiles);
+  trunk.cut_evenly(count, 1, work.state_tiles);
+  trunk.cut_evenly(count, c.actions, trunk.tiles);
   layer<Dense<T>, Layer::kPlain>(work.states, work.state_tiles, work.state_weight, c.state_dim, trunk.bias[0], none, 1,
                                  none, work.base);
   layer<Dense<T>, Layer::kState>(work.actions, trunk.tiles, work.action_weight, c.action_dim, nullptr, work.base,

@@ -187,14 +187,4 @@ struct Bfloat16 {
       store(sum, s0), store(sum + kLanes<float>, s1);
     }
   }
-
-  // grad (panels of outputs, one row per input) += x^T g.
-  static void accumulate(const Factor& x, const Panels<float>& g, const Tiles& tiles, const Panels<float>& grad) {
-    for (int64_t p = 0; p < g.panels(); ++p) {
-      for (int64_t t = 0; t < tiles.count; ++t) {
-        const Tile tile = tiles.at[t];
-        with_rows(tile.rows, [&](auto rows) { add_tile<rows.value>(x, t, tile.row, g.panel(p), grad.panel(p)); });
-      }
-    }
-  }
 };

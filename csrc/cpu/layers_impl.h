@@ -362,16 +362,6 @@ struct Sparse {
       store(sum, s0), store(sum + kLanes<T>, s1);
     }
   }
-
-  // grad (panels of outputs, one row per input) += x^T g.
-  static void accumulate(const Factor& x, const Panels<T>& g, const Tiles& tiles, const Panels<T>& grad) {
-    for (int64_t p = 0; p < g.panels(); ++p) {
-      for (int64_t t = 0; t < tiles.count; ++t) {
-        const Tile tile = tiles.at[t];
-        with_rows(tile.rows, [&](auto rows) { add_tile<rows.value>(x, t, tile.row, g.panel(p), grad.panel(p)); });
-      }
-    }
-  }
 };
 
 // The ReLU; not-a-number stays, as it does in torch, for a run that diverges must show it.
@@ -436,6 +426,18 @@ void layer(const typename Products::Factor& x, const Tiles& tiles, const typenam
       with_rows(tile.rows, [&](auto rows) {
         layer_tile<Products, kind, rows.value>(x, t, tile.row, p, weight, depth, bias, start, group, gate, out);
       });
+    }
+  }
+}
+
+// grad (panels of outputs, one row per input) += x^T g.
+template <typename Products, typename T = typename Products::Scalar>
+void accumulate(const typename Products::Factor& x, const Panels<T>& g, const Tiles& tiles, const Panels<T>& grad) {
+  for (int64_t p = 0; p < g.panels(); ++p) {
+    for (int64_t t = 0; t < tiles.count; ++t) {
+      const Tile tile = tiles.at[t];
+      with_rows(tile.rows,
+                [&](auto rows) { Products::template add_tile<rows.value>(x, t, tile.row, g.panel(p), grad.panel(p)); });
     }
   }
 }
@@ -550,6 +552,12 @@ struct Trunk {
 
   const Panels<T>& top() const { return hidden[layers - 1]; }
 
+  // `groups` groups of `each` rows.
+  void cut_evenly(int64_t groups, int64_t each, Tiles& into) {
+    for (int64_t i = 0; i <= groups; ++i) first_row[i] = i * each;
+    cut(first_row, groups, into);
+  }
+
   // From hidden[0] to top().
   void forward() {
     const Panels<T> none{nullptr, 0, 0};
@@ -565,7 +573,7 @@ struct Trunk {
     for (int64_t l = layers - 1; l > 0; --l) {
       if (needs.parameter_grads) {
         Products::convert(hidden[l - 1], tiles, Use::kGradient, factor);
-        Products::accumulate(factor, up, tiles, weight_grad[l]);
+        accumulate<Products>(factor, up, tiles, weight_grad[l]);
         accumulate_columns(up, 0, tiles.rows, bias_grad[l], kPanel<T>);
       }
       Products::convert(up, tiles, Use::kProduct, factor);

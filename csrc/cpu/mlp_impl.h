@@ -64,11 +64,6 @@ struct MlpWork {
       next += panel_scalars<T>(kMlpChunk, m.widths[l]);
     }
   }
-
-  void cut_rows(int64_t rows) {
-    for (int64_t i = 0; i <= rows; ++i) trunk.first_row[i] = i;
-    cut(trunk.first_row, rows, trunk.tiles);
-  }
 };
 
 inline Needs mlp_needs(bool backward, bool parameters) { return {!backward, backward, backward && parameters}; }
@@ -91,7 +86,7 @@ void mlp_forward(const Mlp<T>& m, const MlpRange& range, T* space, T* hidden, T*
   for (int64_t row = range.begin; row < range.end; row += kMlpChunk) {
     const int64_t rows = smaller(kMlpChunk, range.end - row), at = range.net * m.rows + row;
     if (hidden != nullptr) work.use_hidden(m, hidden, range.net, row);
-    work.cut_rows(rows);
+    trunk.cut_evenly(rows, 1, trunk.tiles);
     pack(m.x + at * m.inputs, rows, m.inputs, m.inputs, 1, work.x);
     layer<Dense<T>, Layer::kRelu>(work.x, trunk.tiles, work.first, m.inputs, trunk.bias[0], none, 1, none,
                                   trunk.hidden[0]);
@@ -122,7 +117,7 @@ void mlp_backward(const MlpGradient<T>& gradient, const MlpRange& range, T* spac
   for (int64_t row = range.begin; row < range.end; row += kMlpChunk) {
     const int64_t rows = smaller(kMlpChunk, range.end - row), at = range.net * m.rows + row;
     work.use_hidden(m, const_cast<T*>(gradient.hidden), range.net, row);  // read only
-    work.cut_rows(rows);
+    trunk.cut_evenly(rows, 1, trunk.tiles);
     pack(gradient.y_grad + at * outputs, rows, outputs, outputs, 1, work.y);
     trunk.up.columns = trunk.top().columns;
     layer<Dense<T>, Layer::kMask>(work.y, trunk.tiles, work.last_back, outputs, nullptr, none, 1, trunk.top(),

@@ -69,6 +69,15 @@ void for_each(const Threads& threads, int64_t count, Body body, int64_t grain = 
       &body);
 }
 
+// body(part, workspace) for every part.
+template <typename T, typename Body>
+void for_parts(const Threads& threads, const Parts& parts, int64_t scalars, const Body& body) {
+  for_each(threads, parts.count(), [&](int64_t begin, int64_t end) {
+    const auto space = scratch<T>(scalars);
+    for (int64_t part = begin; part < end; ++part) body(part, space.get());
+  });
+}
+
 // Where the parts of a network put their gradients: the first into the result itself, the others into copies that are
 // added afterwards, in order.
 template <typename T>
@@ -160,11 +169,8 @@ template <typename T>
 void critic_values(const Critics<T>& c, T* out, const Threads& threads) {
   const CriticKernels<T>& k = kernels<T>(c.bf16).critic;
   const Parts parts = parts_of(c, threads);
-  const int64_t scalars = k.workspace(c, false);
-  for_each(threads, parts.count(), [&](int64_t begin, int64_t end) {
-    const auto space = scratch<T>(scalars);
-    for (int64_t part = begin; part < end; ++part) k.values(c, range_of(c, parts, part), space.get(), out);
-  });
+  for_parts<T>(threads, parts, k.workspace(c, false),
+               [&](int64_t part, T* space) { k.values(c, range_of(c, parts, part), space, out); });
 }
 
 template <typename T>
@@ -172,17 +178,12 @@ void conservative_loss(const ConservativeLoss<T>& loss, const Threads& threads) 
   const Critics<T>& c = loss.critics;
   const CriticKernels<T>& k = kernels<T>(c.bf16).critic;
   const Parts parts = parts_of(c, threads);
-  const int64_t scalars = k.workspace(c, true);
   const Gradients<T> gradients(parts, c.state_dim + c.action_dim, c.widths, c.layers, loss.weight_grads,
                                loss.bias_grads);
   std::vector<LossSums<T>> sums(static_cast<size_t>(parts.count()));
-  for_each(threads, parts.count(), [&](int64_t begin, int64_t end) {
-    const auto space = scratch<T>(scalars);
-    for (int64_t part = begin; part < end; ++part) {
-      const auto to = gradients.of(part);
-      sums[static_cast<size_t>(part)] =
-          k.conservative(loss, range_of(c, parts, part), space.get(), to.weights, to.biases);
-    }
+  for_parts<T>(threads, parts, k.workspace(c, true), [&](int64_t part, T* space) {
+    const auto to = gradients.of(part);
+    sums[static_cast<size_t>(part)] = k.conservative(loss, range_of(c, parts, part), space, to.weights, to.biases);
   });
   gradients.add();
 
@@ -207,11 +208,8 @@ template <typename T>
 void mlp_forward(const Mlp<T>& m, T* hidden, T* y, const Threads& threads) {
   const MlpKernels<T>& k = kernels<T>(m.bf16).mlp;
   const Parts parts = parts_of(m, threads);
-  const int64_t scalars = k.workspace(m, false);
-  for_each(threads, parts.count(), [&](int64_t begin, int64_t end) {
-    const auto space = scratch<T>(scalars);
-    for (int64_t part = begin; part < end; ++part) k.forward(m, range_of(m, parts, part), space.get(), hidden, y);
-  });
+  for_parts<T>(threads, parts, k.workspace(m, false),
+               [&](int64_t part, T* space) { k.forward(m, range_of(m, parts, part), space, hidden, y); });
 }
 
 template <typename T>
@@ -219,26 +217,16 @@ void mlp_backward(const MlpGradient<T>& gradient, const Threads& threads) {
   const Mlp<T>& m = gradient.mlp;
   const MlpKernels<T>& k = kernels<T>(m.bf16).mlp;
   const Parts parts = parts_of(m, threads);
-  const int64_t scalars = k.workspace(m, true);
   const bool parameters = gradient.weight_grads != nullptr;
-  std::unique_ptr<Gradients<T>> gradients;
-  if (parameters) {
-    gradients =
-        std::make_unique<Gradients<T>>(parts, m.inputs, m.widths, m.layers, gradient.weight_grads, gradient.bias_grads);
-  }
-  for_each(threads, parts.count(), [&](int64_t begin, int64_t end) {
-    const auto space = scratch<T>(scalars);
-    for (int64_t part = begin; part < end; ++part) {
-      const MlpRange range = range_of(m, parts, part);
-      if (parameters) {
-        const auto to = gradients->of(part);
-        k.backward(gradient, range, space.get(), to.weights, to.biases);
-      } else {
-        k.backward(gradient, range, space.get(), nullptr, nullptr);
-      }
-    }
+  // Without layers it holds nothing and adds nothing.
+  const Gradients<T> gradients(parts, m.inputs, m.widths, parameters ? m.layers : 0, gradient.weight_grads,
+                               gradient.bias_grads);
+  for_parts<T>(threads, parts, k.workspace(m, true), [&](int64_t part, T* space) {
+    const auto to = gradients.of(part);
+    k.backward(gradient, range_of(m, parts, part), space, parameters ? to.weights : nullptr,
+               parameters ? to.biases : nullptr);
   });
-  if (parameters) gradients->add();
+  gradients.add();
 }
 
 namespace {

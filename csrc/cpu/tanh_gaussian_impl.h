@@ -49,8 +49,8 @@ inline void squash(Vector<T> u, Vector<T>& tanh, Vector<T>& log_slope) {
   const Vector<T> size = u < 0 ? -u : u;
   const Exponential<T> e = exponential_parts<T>(-2 * size);
   const Vector<T> power = e.scale + e.scale * e.rest, less_one = (e.scale - 1) + e.scale * e.rest;
-  const Vector<T> positive = -less_one / (1 + power);
-  tanh = u < 0 ? -positive : positive;
+  const Vector<T> of_size = -less_one / (1 + power);
+  tanh = u < 0 ? -of_size : of_size;
   // log(1 + p) = 2 artanh(p / (2 + p)), whose argument is at most 1/3.
   const Vector<T> t = power / (2 + power), square = t * t;
   Vector<T> series{};

@@ -196,7 +196,7 @@ def test_bf16_rounds_the_factors_between_hidden_layers_and_nothing_else(threads:
         want_loss, want = loss_in_torch(rounded)
         got, wanted = gradients(loss, p), gradients(want_loss, rounded)
         # A float32 sum may round to the neighbouring bfloat16, or fall on the other side of a ReLU or a clamp.
-        assert error_of(got, wanted) < 6e-3, (seed, dead)
+        assert error_of(got, wanted) < (4e-3 if dead is None else 6e-3), (seed, dead)
         assert torch.allclose(loss.double(), want_loss, rtol=1e-3), seed
         assert error_of([statistics["q_data"]], [want["q_data"]]) < 1e-3, seed
         plain = values_in_torch(*(exact[name] for name in ("states", "actions", "weights", "biases")))
