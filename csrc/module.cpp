@@ -7,6 +7,7 @@
 #include "cpu/knn_cpu.h"
 #ifdef QCSE_WITH_CUDA
 #include "cuda/knn_cuda.h"
+#include "ops_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -59,6 +60,10 @@ PYBIND11_MODULE(_C, m) {
 #ifdef QCSE_WITH_CUDA
   m.def("set_cuda_path", &qcse::cuda::set_path, py::arg("name"),
         "Tests and benchmarks: 'auto' (the default), 'small', 'large' or 'screened'.");
+  m.def(
+      "current_cuda_stream",
+      [](int32_t device) { return reinterpret_cast<uintptr_t>(qcse::current_cuda_stream(device)); }, py::arg("device"),
+      "Tests: the address of torch's current stream on this device, as the operators find it.");
 #endif
   m.def("set_work_per_thread", &qcse::cpu::set_work_per_thread, py::arg("work"),
         "Tests: pair-dimensions that make a further thread worth it; 1 uses every thread, 0 restores the default.");

@@ -164,6 +164,19 @@ __device__ __forceinline__ void copies_commit() { __pipeline_commit(); }
 __device__ __forceinline__ void copies_wait() { __pipeline_wait_prior(0); }
 
 // --- Launching ------------------------------------------------------------------------------------------------------
+// While it lives, this thread may do what a stream capture elsewhere forbids: the first launch of a kernel loads its
+// code, which the driver counts among the unsafe calls, although nothing of it belongs to the graph.
+class CaptureRelaxed {
+ public:
+  CaptureRelaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~CaptureRelaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  CaptureRelaxed(const CaptureRelaxed&) = delete;
+  CaptureRelaxed& operator=(const CaptureRelaxed&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 // Raises the kernel's limit of dynamic shared memory where the default of 48 KiB is too small.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,

@@ -43,7 +43,7 @@ constexpr unsigned kAlive = 4;
 
 // One block for each tile of queries in sorted order: blockIdx.x = batch entry * tiles + tile.
 template <typename Shape, int kRegisters>
-__global__ void __launch_bounds__(Shape::kThreads, 1)
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     knn_large_kernel(const LargeParameters<typename Shape::T> parameters) {
   using T = typename Shape::T;
   constexpr int kQueries = Shape::kQueries;
@@ -185,31 +185,17 @@ struct LargeKernel {
     const int dim = static_cast<int>(p.dim);
     return LargeLayout<Shape, kRegisters>(dim, Shape::depth_for(dim)).bytes;
   }
-  // Worth its larger tile when the grid still gives work to three quarters of the machine.
-  static bool suits(const KnnProblem<T>& p, const Device& device) {
-    return shared_bytes(p) <= device.shared_bytes_per_block && 4 * p.batch * tiles(p) >= 3 * device.multiprocessors;
-  }
+  static int64_t blocks(const KnnProblem<T>& p) { return p.batch * tiles(p); }
   static Status launch(LargeParameters<T> parameters, cudaStream_t stream) {
     const KnnProblem<T>& p = parameters.problem;
-    const int64_t blocks = p.batch * tiles(p);
-    if (blocks > INT32_MAX) return {"knn_large_kernel", kTooManyBlocks};
+    if (blocks(p) > INT32_MAX) return {"knn_large_kernel", kTooManyBlocks};
     parameters.tiles = static_cast<int>(tiles(p));
     parameters.depth = Shape::depth_for(static_cast<int>(p.dim));
     return status_of("knn_large_kernel",
-                     launch_kernel(knn_large_kernel<Shape, kRegisters>, dim3(static_cast<unsigned>(blocks)),
+                     launch_kernel(knn_large_kernel<Shape, kRegisters>, dim3(static_cast<unsigned>(blocks(p))),
                                    dim3(Shape::kThreads), shared_bytes(p), stream, parameters));
   }
 };
-
-template <typename T, int kRegisters>
-Status search_with(const LargeParameters<T>& parameters, const Device& device, cudaStream_t stream) {
-  using Large = LargeKernel<LargeTile<T>, kRegisters>;
-  using Medium = LargeKernel<MediumTile<T>, kRegisters>;
-  using Fine = LargeKernel<FineTile<T>, kRegisters>;
-  if (Large::suits(parameters.problem, device)) return Large::launch(parameters, stream);
-  if (Medium::suits(parameters.problem, device)) return Medium::launch(parameters, stream);
-  return Fine::launch(parameters, stream);
-}
 
 }  // namespace
 
@@ -221,19 +207,20 @@ size_t large_workspace_bytes(const KnnProblem<T>& problem) {
 }
 
 template <typename T>
-Status launch_large(const KnnProblem<T>& problem, const Device& device, void* workspace, cudaStream_t stream) {
+Status launch_large(const KnnProblem<T>& problem, const Device& device, void* workspace, cudaStream_t stream,
+                    int variant) {
   Workspace pieces(workspace);
   const SortedProblem<T> sorted(problem, pieces);
   const Status status = sorted.sort(stream);
   if (status.error != nullptr) return status;
   const LargeParameters<T> parameters{problem, sorted.refs, sorted.queries};
-  return problem.k <= kWarp ? search_with<T, 1>(parameters, device, stream)
-                            : search_with<T, 4>(parameters, device, stream);
+  return problem.k <= kWarp ? launch_tile<LargeKernel, T, 1>(variant, problem, device, parameters, stream)
+                            : launch_tile<LargeKernel, T, 4>(variant, problem, device, parameters, stream);
 }
 
 template size_t large_workspace_bytes(const KnnProblem<float>&);
 template size_t large_workspace_bytes(const KnnProblem<double>&);
-template Status launch_large(const KnnProblem<float>&, const Device&, void*, cudaStream_t);
-template Status launch_large(const KnnProblem<double>&, const Device&, void*, cudaStream_t);
+template Status launch_large(const KnnProblem<float>&, const Device&, void*, cudaStream_t, int);
+template Status launch_large(const KnnProblem<double>&, const Device&, void*, cudaStream_t, int);
 
 }  // namespace qcse::cuda

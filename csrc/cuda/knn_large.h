@@ -10,6 +10,7 @@ template <typename T>
 size_t large_workspace_bytes(const KnnProblem<T>& problem);
 
 template <typename T>
-Status launch_large(const KnnProblem<T>& problem, const Device& device, void* workspace, cudaStream_t stream);
+Status launch_large(const KnnProblem<T>& problem, const Device& device, void* workspace, cudaStream_t stream,
+                    int variant);
 
 }  // namespace qcse::cuda

@@ -3,12 +3,32 @@
 #include "screen.h"
 #include "smallest.h"
 #include "sorted.h"
+#include "variants.h"
 
 namespace qcse::cuda {
 namespace {
 
-constexpr int kTile = 128;  // candidates that a block stages at a time
-constexpr int kSide = 64;   // candidates that a warp compares with its queries at a time
+// The division of labour in a block: a warp owns 32 queries, a block as many warps as shared memory has room for, up to
+// kMaxWarps. All of them see every candidate tile.
+template <int kNumber>
+struct ScreenShape {
+  static constexpr Variant kVariant = kScreenedVariants[kNumber];
+  static constexpr int kMaxWarps = kVariant.warps;
+  static constexpr int kTile = kVariant.outer;  // candidates that a block stages at a time
+  static constexpr int kSide = kVariant.inner;  // candidates that a warp compares with its queries at a time
+  // Blocks of kMaxWarps that shall share a multiprocessor's registers; for most architectures the compiler can't let
+  // two do so without spills.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+  static constexpr int kByRule = 2;
+#else
+  static constexpr int kByRule = 1;
+#endif
+  static constexpr int kBlocks = kVariant.blocks > 0 ? kVariant.blocks : kByRule;
+  // Pairs that a warp keeps until it has 32 to compute: fewer than 32 from before, and what one row of its lanes' sums
+  // can add, a quarter of 32 x kSide.
+  static constexpr int kQueue = kWarp + kWarp * kSide / 4;
+  static_assert(kTile % kSide == 0 && kSide % 8 == 0 && kSide <= 64);  // a lane's row of sums is a word of bits
+};
 
 // The references' shadows, in sorted order and whole tiles: what is no finite reference is the origin with a norm of
 // +inf.
@@ -16,9 +36,10 @@ template <typename T>
 struct Shadows {
   T* centre = nullptr;       // [batch, dim]
   T* scale = nullptr;        // [batch]
-  unsigned* rows = nullptr;  // [batch, tiles, kTile, pitch]
-  float* norms = nullptr;    // [batch, tiles, kTile]
+  unsigned* rows = nullptr;  // [batch, tiles, tile, pitch]
+  float* norms = nullptr;    // [batch, tiles, tile]
   float* errors = nullptr;   // [batch, tiles], the largest of a tile
+  int tile = 0;              // candidates of a tile
   int tiles = 0;             // of a batch entry
   int steps = 0;
 
@@ -71,8 +92,8 @@ constexpr int kShadowThreads = 256;
 template <typename T>
 __global__ void __launch_bounds__(kShadowThreads) knn_shadow_kernel(SortedRefs<T> refs, int dim, Shadows<T> shadows) {
   SharedLayout layout;
-  const size_t at = layout.add<float>(kTile);
-  float* const errors = shared_array<float>(at, kTile);
+  const size_t at = layout.add<float>(shadows.tile);
+  float* const errors = shared_array<float>(at, shadows.tile);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t entry = blockIdx.x / static_cast<unsigned>(shadows.tiles);
@@ -80,9 +101,9 @@ __global__ void __launch_bounds__(kShadowThreads) knn_shadow_kernel(SortedRefs<T
   const int finite = refs.finite[entry];
   const int pitch = shadow_pitch(shadows.steps);
   const Frame<T> frame = shadows.frame(entry, dim);
-  for (int j = warp; j < kTile; j += kShadowThreads / kWarp) {
-    const int place = tile * kTile + j;
-    const int64_t row = static_cast<int64_t>(blockIdx.x) * kTile + j;
+  for (int j = warp; j < shadows.tile; j += kShadowThreads / kWarp) {
+    const int place = tile * shadows.tile + j;
+    const int64_t row = static_cast<int64_t>(blockIdx.x) * shadows.tile + j;
     unsigned* const to = shadows.rows + row * pitch;
     Shadow shadow{0, infinity<float>()};
     if (place < finite) {
@@ -99,7 +120,7 @@ __global__ void __launch_bounds__(kShadowThreads) knn_shadow_kernel(SortedRefs<T
   __syncthreads();
   if (warp == 0) {
     float most = 0;
-    for (int j = lane; j < kTile; j += kWarp) most = larger(most, errors[j]);
+    for (int j = lane; j < shadows.tile; j += kWarp) most = larger(most, errors[j]);
 #pragma unroll
     for (int stride = kWarp / 2; stride > 0; stride /= 2) most = larger(most, __shfl_xor_sync(kFullWarp, most, stride));
     if (lane == 0) shadows.errors[blockIdx.x] = most;
@@ -107,27 +128,13 @@ __global__ void __launch_bounds__(kShadowThreads) knn_shadow_kernel(SortedRefs<T
 }
 
 // --- The search -----------------------------------------------------------------------------------------------------
-// A warp owns 32 queries, a block as many warps as shared memory has room for. All of them see every candidate tile.
-constexpr int kMaxWarps = 8;
-// Blocks of kMaxWarps that shall share a multiprocessor's registers; for most architectures the compiler can't let two
-// do so without spills.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-constexpr int kBlocks = 2;
-#else
-constexpr int kBlocks = 1;
-#endif
-
-// Pairs that a warp keeps until it has 32 to compute: fewer than 32 from before, and what one row of its lanes' sums
-// can add, a quarter of 32 x kSide.
-constexpr int kQueue = kWarp + kWarp * kSide / 4;
-
 struct Pair {
   int query;  // of the warp's 32
   int place;  // of the candidate in sorted order
 };
 
 // What a warp keeps of its own, at offsets known to the compiler.
-template <typename T, int kRegisters>
+template <typename Shape, typename T, int kRegisters>
 struct WarpLayout {
   size_t lists = 0, bounds = 0, reach = 0, errors = 0, norms = 0, values = 0, self = 0, queue = 0, queued = 0,
          bytes = 0;
@@ -141,23 +148,23 @@ struct WarpLayout {
     norms = layout.add<float>(kWarp);
     values = layout.add<T>(kWarp);
     self = layout.add<int>(kWarp);
-    queue = layout.add<Pair>(kQueue);
+    queue = layout.add<Pair>(Shape::kQueue);
     queued = layout.add<int>(1);
     bytes = layout.bytes();
   }
 };
 
-template <typename T, int kRegisters>
+template <typename Shape, typename T, int kRegisters>
 struct ScreenLayout {
   size_t shadows, stages, tile_norms, flags, bytes;  // after what the warps keep of their own
 
   __host__ __device__ ScreenLayout(int pitch, int warps) {
-    constexpr WarpLayout<T, kRegisters> kOwn;
+    constexpr WarpLayout<Shape, T, kRegisters> kOwn;
     SharedLayout layout;
     layout.add<unsigned char>(kOwn.bytes * warps);
     shadows = layout.add<unsigned>(static_cast<size_t>(warps) * kWarp * pitch);
-    stages = layout.add<unsigned>(2 * static_cast<size_t>(kTile) * pitch);
-    tile_norms = layout.add<float>(2 * kTile);
+    stages = layout.add<unsigned>(2 * static_cast<size_t>(Shape::kTile) * pitch);
+    tile_norms = layout.add<float>(2 * Shape::kTile);
     flags = layout.add<unsigned>(2 * static_cast<size_t>(warps));
     bytes = layout.bytes();
   }
@@ -173,7 +180,7 @@ struct ScreenParameters {
 };
 
 // What a warp knows of its 32 queries, in shared memory, and the pairs that the screen left it.
-template <typename T, int kRegisters>
+template <typename Shape, typename T, int kRegisters>
 struct WarpQueries {
   // From this many keys for one query on, sorting and merging them together costs less than inserting each.
   static constexpr int kBatch = 10;
@@ -189,12 +196,12 @@ struct WarpQueries {
   float* norms;   // [32]
   T* values;      // [32]
   int* self;      // [32]
-  Pair* queue;    // [kQueue]
+  Pair* queue;    // [Shape::kQueue]
   int* queued;    // how many
 
   __device__ __forceinline__ WarpQueries(const SortedView<T>& view_, int warp, int lane_, T scale_)
       : view(view_), first(warp * kWarp), lane(lane_), scale(scale_) {
-    constexpr WarpLayout<T, kRegisters> kOwn;
+    constexpr WarpLayout<Shape, T, kRegisters> kOwn;
     const size_t at = kOwn.bytes * warp;
     lists = shared_array<T>(at + kOwn.lists, kWarp * kRegisters * kWarp);
     bounds = shared_array<T>(at + kOwn.bounds, kWarp);
@@ -203,7 +210,7 @@ struct WarpQueries {
     norms = shared_array<float>(at + kOwn.norms, kWarp);
     values = shared_array<T>(at + kOwn.values, kWarp);
     self = shared_array<int>(at + kOwn.self, kWarp);
-    queue = shared_array<Pair>(at + kOwn.queue, kQueue);
+    queue = shared_array<Pair>(at + kOwn.queue, Shape::kQueue);
     queued = shared_array<int>(at + kOwn.queued, 1);
   }
 
@@ -306,8 +313,11 @@ struct WarpQueries {
 };
 
 // One block for each tile of queries in sorted order: blockIdx.x = batch entry * tiles + tile.
-template <typename T, int kRegisters>
-__global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks) knn_screened_kernel(const ScreenParameters<T> parameters) {
+template <typename Shape, typename T, int kRegisters>
+__global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, Shape::kBlocks)
+    knn_screened_kernel(const ScreenParameters<T> parameters) {
+  constexpr int kTile = Shape::kTile;
+  constexpr int kSide = Shape::kSide;
   const KnnProblem<T>& problem = parameters.problem;
   const Shadows<T>& shadows = parameters.shadows;
   const int thread = static_cast<int>(threadIdx.x);
@@ -324,7 +334,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks) knn_screened_kernel
 
   const SortedView<T> view(problem, parameters.refs, parameters.queries, parameters.tiles, threads);
   const Frame<T> frame = shadows.frame(view.entry, dim);
-  const ScreenLayout<T, kRegisters> layout(pitch, warps);
+  const ScreenLayout<Shape, T, kRegisters> layout(pitch, warps);
   unsigned* const shadow_rows = shared_array<unsigned>(layout.shadows, static_cast<size_t>(threads) * pitch);
   unsigned* const stages = shared_array<unsigned>(layout.stages, 2 * static_cast<size_t>(stage_words));
   float* const tile_norms = shared_array<float>(layout.tile_norms, 2 * kTile);
@@ -343,7 +353,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks) knn_screened_kernel
     copies_commit();
   };
 
-  const WarpQueries<T, kRegisters> mine(view, warp, lane, frame.scale);
+  const WarpQueries<Shape, T, kRegisters> mine(view, warp, lane, frame.scale);
   mine.prepare(own_shadows, dim, steps, frame);
 
   // The first step's words stay in registers.
@@ -471,11 +481,12 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBlocks) knn_screened_kernel
 
 // --- Host side ------------------------------------------------------------------------------------------------------
 template <typename T>
-Shadows<T> take_shadows(const KnnProblem<T>& p, Workspace& workspace) {
+Shadows<T> take_shadows(const KnnProblem<T>& p, int variant, Workspace& workspace) {
   Shadows<T> s;
+  s.tile = kScreenedVariants[variant < 0 ? 0 : variant].outer;
   s.steps = screen_steps(static_cast<int>(p.dim));
-  s.tiles = static_cast<int>((p.refs + kTile - 1) / kTile);
-  const int64_t rows = p.batch * s.tiles * kTile;
+  s.tiles = static_cast<int>((p.refs + s.tile - 1) / s.tile);
+  const int64_t rows = p.batch * s.tiles * s.tile;
   s.centre = workspace.take<T>(p.batch * p.dim);
   s.scale = workspace.take<T>(p.batch);
   s.rows = workspace.take<unsigned>(rows * shadow_pitch(s.steps));
@@ -485,29 +496,38 @@ Shadows<T> take_shadows(const KnnProblem<T>& p, Workspace& workspace) {
 }
 
 // Warps of a block: the most whose shared memory fits, or 0.
-template <typename T, int kRegisters>
+template <typename Shape, typename T, int kRegisters>
 int warps_for(const KnnProblem<T>& p, const Device& device, size_t* bytes) {
   const int pitch = shadow_pitch(screen_steps(static_cast<int>(p.dim)));
-  for (int warps = kMaxWarps; warps > 0; warps /= 2) {
-    *bytes = ScreenLayout<T, kRegisters>(pitch, warps).bytes;
+  for (int warps = Shape::kMaxWarps; warps > 0; warps /= 2) {
+    *bytes = ScreenLayout<Shape, T, kRegisters>(pitch, warps).bytes;
     if (*bytes <= device.shared_bytes_per_block) return warps;
   }
   return 0;
 }
 
-template <typename T, int kRegisters>
+template <typename Shape, typename T, int kRegisters>
 Status search(ScreenParameters<T> parameters, const Device& device, cudaStream_t stream) {
   const KnnProblem<T>& p = parameters.problem;
   size_t bytes = 0;
-  const int warps = warps_for<T, kRegisters>(p, device, &bytes);
+  const int warps = warps_for<Shape, T, kRegisters>(p, device, &bytes);
   if (warps == 0)
     return {"knn_screened_kernel", "a block of this device has too little shared memory for so many dimensions"};
   parameters.tiles = static_cast<int>((p.queries + warps * kWarp - 1) / (warps * kWarp));
   const int64_t blocks = p.batch * parameters.tiles;
   if (blocks > INT32_MAX) return {"knn_screened_kernel", kTooManyBlocks};
   return status_of("knn_screened_kernel",
-                   launch_kernel(knn_screened_kernel<T, kRegisters>, dim3(static_cast<unsigned>(blocks)),
+                   launch_kernel(knn_screened_kernel<Shape, T, kRegisters>, dim3(static_cast<unsigned>(blocks)),
                                  dim3(static_cast<unsigned>(warps * kWarp)), bytes, stream, parameters));
+}
+
+// As `launch_tile` of tile.h.
+template <typename T, int kRegisters>
+Status search_variant(int number, const ScreenParameters<T>& parameters, const Device& device, cudaStream_t stream) {
+  constexpr int kCount = sizeof(T) == 4 && kRegisters == 1 ? kScreened : kRuledScreened;
+  return with_variant<kCount>(number < 0 ? 0 : number, [&]<int kNumber>() {
+    return search<ScreenShape<kNumber>, T, kRegisters>(parameters, device, stream);
+  });
 }
 
 template <typename T>
@@ -516,7 +536,7 @@ Status cast_shadows(const ScreenParameters<T>& parameters, cudaStream_t stream) 
   const int dim = static_cast<int>(p.dim);
   SharedLayout spreads, errors;
   spreads.add<T>(kFrameThreads / kWarp);
-  errors.add<float>(kTile);
+  errors.add<float>(parameters.shadows.tile);
   const Status status = status_of(
       "knn_frame_kernel", launch_kernel(knn_frame_kernel<T>, dim3(static_cast<unsigned>(p.batch)), dim3(kFrameThreads),
                                         spreads.bytes(), stream, parameters.refs, dim, parameters.shadows));
@@ -528,12 +548,23 @@ Status cast_shadows(const ScreenParameters<T>& parameters, cudaStream_t stream) 
                                  errors.bytes(), stream, parameters.refs, dim, parameters.shadows));
 }
 
+template <typename T>
+int ruled_warps(const KnnProblem<T>& p, const Device& device) {
+  size_t bytes = 0;
+  return p.k <= kWarp ? warps_for<ScreenShape<0>, T, 1>(p, device, &bytes)
+                      : warps_for<ScreenShape<0>, T, 4>(p, device, &bytes);
+}
+
 }  // namespace
 
 template <typename T>
+bool screen_fits(const KnnProblem<T>& p, const Device& device) {
+  return ruled_warps(p, device) > 0;
+}
+
+template <typename T>
 bool screen_suits(const KnnProblem<T>& p, const Device& device) {
-  size_t bytes = 0;
-  const int warps = p.k <= kWarp ? warps_for<T, 1>(p, device, &bytes) : warps_for<T, 4>(p, device, &bytes);
+  const int warps = ruled_warps(p, device);
   // A step costs about as much as a few dimensions of exact differences; and a grid that leaves more than a quarter of
   // the machine idle is better cut into the large kernel's smaller pieces.
   const int64_t blocks = warps == 0 ? 0 : p.batch * ((p.queries + warps * kWarp - 1) / (warps * kWarp));
@@ -541,29 +572,33 @@ bool screen_suits(const KnnProblem<T>& p, const Device& device) {
 }
 
 template <typename T>
-size_t screened_workspace_bytes(const KnnProblem<T>& problem) {
+size_t screened_workspace_bytes(const KnnProblem<T>& problem, int variant) {
   Workspace workspace(nullptr);
   static_cast<void>(SortedProblem<T>(problem, workspace));
-  take_shadows(problem, workspace);
+  take_shadows(problem, variant, workspace);
   return workspace.used();
 }
 
 template <typename T>
-Status launch_screened(const KnnProblem<T>& problem, const Device& device, void* workspace, cudaStream_t stream) {
+Status launch_screened(const KnnProblem<T>& problem, const Device& device, void* workspace, cudaStream_t stream,
+                       int variant) {
   Workspace pieces(workspace);
   const SortedProblem<T> sorted(problem, pieces);
-  const ScreenParameters<T> parameters{problem, sorted.refs, sorted.queries, take_shadows(problem, pieces)};
+  const ScreenParameters<T> parameters{problem, sorted.refs, sorted.queries, take_shadows(problem, variant, pieces)};
   Status status = sorted.sort(stream);
   if (status.error == nullptr) status = cast_shadows(parameters, stream);
   if (status.error != nullptr) return status;
-  return problem.k <= kWarp ? search<T, 1>(parameters, device, stream) : search<T, 4>(parameters, device, stream);
+  return problem.k <= kWarp ? search_variant<T, 1>(variant, parameters, device, stream)
+                            : search_variant<T, 4>(variant, parameters, device, stream);
 }
 
+template bool screen_fits(const KnnProblem<float>&, const Device&);
+template bool screen_fits(const KnnProblem<double>&, const Device&);
 template bool screen_suits(const KnnProblem<float>&, const Device&);
 template bool screen_suits(const KnnProblem<double>&, const Device&);
-template size_t screened_workspace_bytes(const KnnProblem<float>&);
-template size_t screened_workspace_bytes(const KnnProblem<double>&);
-template Status launch_screened(const KnnProblem<float>&, const Device&, void*, cudaStream_t);
-template Status launch_screened(const KnnProblem<double>&, const Device&, void*, cudaStream_t);
+template size_t screened_workspace_bytes(const KnnProblem<float>&, int);
+template size_t screened_workspace_bytes(const KnnProblem<double>&, int);
+template Status launch_screened(const KnnProblem<float>&, const Device&, void*, cudaStream_t, int);
+template Status launch_screened(const KnnProblem<double>&, const Device&, void*, cudaStream_t, int);
 
 }  // namespace qcse::cuda

@@ -7,15 +7,19 @@
 
 namespace qcse::cuda {
 
-// Whether this shape is worth it on this device; any whose shared memory fits may be launched, several hundred
-// dimensions on a large GPU.
+// Whether a block of this device has enough shared memory: several hundred dimensions on a large GPU.
+template <typename T>
+bool screen_fits(const KnnProblem<T>& problem, const Device& device);
+
+// By rule: whether this shape is worth it on this device.
 template <typename T>
 bool screen_suits(const KnnProblem<T>& problem, const Device& device);
 
 template <typename T>
-size_t screened_workspace_bytes(const KnnProblem<T>& problem);
+size_t screened_workspace_bytes(const KnnProblem<T>& problem, int variant);
 
 template <typename T>
-Status launch_screened(const KnnProblem<T>& problem, const Device& device, void* workspace, cudaStream_t stream);
+Status launch_screened(const KnnProblem<T>& problem, const Device& device, void* workspace, cudaStream_t stream,
+                       int variant);
 
 }  // namespace qcse::cuda

@@ -37,7 +37,7 @@ struct SmallLayout {
 
 // One block for each tile of queries: blockIdx.x = batch entry * tiles + tile.
 template <typename Shape, int kRegisters>
-__global__ void __launch_bounds__(Shape::kThreads, 1)
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     knn_small_kernel(const KnnProblem<typename Shape::T> problem, int tiles, int depth) {
   using T = typename Shape::T;
   constexpr int kQueries = Shape::kQueries;
@@ -239,10 +239,6 @@ struct SmallKernel {
     const int dim = static_cast<int>(p.dim);
     return SmallLayout<Shape, kRegisters>(dim, static_cast<int>(p.refs), Shape::depth_for(dim)).bytes;
   }
-  // Worth its larger tile when the grid still gives work to three quarters of the machine.
-  static bool suits(const KnnProblem<T>& p, const Device& device) {
-    return shared_bytes(p) <= device.shared_bytes_per_block && 4 * blocks(p) >= 3 * device.multiprocessors;
-  }
   static Status launch(const KnnProblem<T>& p, cudaStream_t stream) {
     if (blocks(p) > INT32_MAX) return {"knn_small_kernel", "the batch needs more than 2147483647 blocks"};
     const int tiles = static_cast<int>((p.queries + Shape::kQueries - 1) / Shape::kQueries);
@@ -253,24 +249,23 @@ struct SmallKernel {
   }
 };
 
-template <typename T, int kRegisters>
-Status launch_with(const KnnProblem<T>& problem, const Device& device, cudaStream_t stream) {
-  using Large = SmallKernel<LargeTile<T>, kRegisters>;
-  using Medium = SmallKernel<MediumTile<T>, kRegisters>;
-  using Fine = SmallKernel<FineTile<T>, kRegisters>;
-  if (Large::suits(problem, device)) return Large::launch(problem, stream);
-  if (Medium::suits(problem, device)) return Medium::launch(problem, stream);
-  return Fine::launch(problem, stream);
-}
-
 }  // namespace
 
 template <typename T>
-Status launch_small(const KnnProblem<T>& problem, const Device& device, cudaStream_t stream) {
-  return problem.k <= kWarp ? launch_with<T, 1>(problem, device, stream) : launch_with<T, 4>(problem, device, stream);
+size_t small_shared_bytes(const KnnProblem<T>& problem) {
+  return problem.k <= kWarp ? SmallKernel<Tile<T, kRuledExact - 1>, 1>::shared_bytes(problem)
+                            : SmallKernel<Tile<T, kRuledExact - 1>, 4>::shared_bytes(problem);
 }
 
-template Status launch_small(const KnnProblem<float>&, const Device&, cudaStream_t);
-template Status launch_small(const KnnProblem<double>&, const Device&, cudaStream_t);
+template <typename T>
+Status launch_small(const KnnProblem<T>& problem, const Device& device, cudaStream_t stream, int variant) {
+  return problem.k <= kWarp ? launch_tile<SmallKernel, T, 1>(variant, problem, device, problem, stream)
+                            : launch_tile<SmallKernel, T, 4>(variant, problem, device, problem, stream);
+}
+
+template size_t small_shared_bytes(const KnnProblem<float>&);
+template size_t small_shared_bytes(const KnnProblem<double>&);
+template Status launch_small(const KnnProblem<float>&, const Device&, cudaStream_t, int);
+template Status launch_small(const KnnProblem<double>&, const Device&, cudaStream_t, int);
 
 }  // namespace qcse::cuda

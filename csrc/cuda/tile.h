@@ -5,22 +5,26 @@
 
 #include "device.h"
 #include "smallest.h"
+#include "variants.h"
 
 namespace qcse::cuda {
 
-// The division of labour in a block of 16 warps. A candidate tile is 256 candidates wide in every shape, so warps that
-// look at fewer candidates a lane share their queries with more other warps.
-template <typename T_, int kQueriesPerWarp_, int kCandidatesPerLane_>
+// The division of labour in a block. A candidate tile is 256 candidates wide in every shape, so warps that look at
+// fewer candidates a lane share their queries with more other warps. kBlocks: blocks that share a multiprocessor's
+// registers.
+template <typename T_, int kWarps_, int kBlocks_, int kQueriesPerWarp_, int kCandidatesPerLane_>
 struct TileShape {
   using T = T_;
   static constexpr int kQueriesPerWarp = kQueriesPerWarp_;
   static constexpr int kCandidatesPerLane = kCandidatesPerLane_;
-  static constexpr int kWarps = 16;
+  static constexpr int kWarps = kWarps_;
+  static constexpr int kBlocks = kBlocks_;
   static constexpr int kThreads = kWarps * kWarp;
   static constexpr int kTile = 256;
   static constexpr int kSplits = kTile / (kWarp * kCandidatesPerLane);  // warps that share a query
   static constexpr int kGroups = kWarps / kSplits;                      // warps that share a candidate
   static constexpr int kQueries = kGroups * kQueriesPerWarp;            // queries of the block
+  static_assert(kGroups > 0 && kGroups * kSplits == kWarps && kQueries <= 32);
   // Dimensions staged at a time, as many as keeps two stages within about 50 KiB.
   static constexpr int kMaxDepth = sizeof(T) == 4 ? 24 : 12;
 
@@ -35,14 +39,30 @@ struct TileShape {
   __host__ __device__ static constexpr int stage_for(int depth) { return kTile * pitch_for(depth); }
 };
 
-// Three sizes: 32, 8 and 2 queries a block; in double 16, 4 and 2, because the registers hold fewer numbers. Large
+// Of number kNumber in variants.h. In double precision there are only the three of the rules, of half as many queries,
+// because the registers hold fewer numbers.
+template <typename T, int kNumber>
+using Tile =
+    TileShape<T, kExactVariants[kNumber].warps, kExactVariants[kNumber].blocks,
+              (kExactVariants[kNumber].outer + sizeof(T) / 4 - 1) / (sizeof(T) / 4), kExactVariants[kNumber].inner>;
+
+// Launches Kernel<Tile<T, number>, kRegisters>. Without a number: the largest of the rules' three tiles, of 32, 8 and 2
+// queries (in double 16, 4 and 2), that fits and whose grid still gives work to three quarters of the machine; large
 // tiles read the candidates less often, small ones occupy more of the GPU.
-template <typename T>
-using LargeTile = std::conditional_t<sizeof(T) == 4, TileShape<T, 4, 4>, TileShape<T, 2, 4>>;
-template <typename T>
-using MediumTile = std::conditional_t<sizeof(T) == 4, TileShape<T, 4, 1>, TileShape<T, 2, 1>>;
-template <typename T>
-using FineTile = TileShape<T, 1, 1>;
+template <template <typename, int> typename Kernel, typename T, int kRegisters, typename... Arguments>
+Status launch_tile(int number, const KnnProblem<T>& problem, const Device& device, const Arguments&... arguments) {
+  constexpr int kCount = sizeof(T) == 4 && kRegisters == 1 ? kExact : kRuledExact;
+  if (number < 0) {
+    const auto suits = [&]<int kNumber>() {
+      using K = Kernel<Tile<T, kNumber>, kRegisters>;
+      return K::shared_bytes(problem) <= device.shared_bytes_per_block &&
+             4 * K::blocks(problem) >= 3 * device.multiprocessors;
+    };
+    number = suits.template operator()<0>() ? 0 : suits.template operator()<1>() ? 1 : 2;
+  }
+  return with_variant<kCount>(
+      number, [&]<int kNumber>() { return Kernel<Tile<T, kNumber>, kRegisters>::launch(arguments...); });
+}
 
 // Starts the copy of one chunk of a candidate tile, [rows][dim] in global memory, to a stage; every thread of the block
 // takes part. rows: of the tile that exist, the others become zero. first_dim: of the chunk, whose width is `here`.

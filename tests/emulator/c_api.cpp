@@ -56,7 +56,7 @@ int guarded(const Body& body) {
 }
 
 template <typename T>
-void run_emulated(qcse::KnnProblem<T> p, qcse::cuda::Path path) {
+void run_emulated(qcse::KnnProblem<T> p, qcse::cuda::Choice choice) {
   const auto rows = static_cast<size_t>(p.batch * p.queries);
   const auto ref_rows = static_cast<size_t>(p.batch * p.refs);
   const auto dim = static_cast<size_t>(p.dim);
@@ -80,8 +80,8 @@ void run_emulated(qcse::KnnProblem<T> p, qcse::cuda::Path path) {
   qcse::cuda::Device facts;
   const qcse::cuda::Status asked = qcse::cuda::select_device(0, &facts);
   if (asked.error != nullptr) throw std::runtime_error(asked.error);
-  const Buffer workspace(qcse::cuda::workspace_bytes(device, facts, path));
-  const qcse::cuda::Status status = qcse::cuda::launch(device, facts, workspace.as<void>(), nullptr, path);
+  const Buffer workspace(qcse::cuda::workspace_bytes(device, facts, choice));
+  const qcse::cuda::Status status = qcse::cuda::launch(device, facts, workspace.as<void>(), nullptr, choice);
   if (status.error != nullptr) throw std::runtime_error(std::string(status.kernel) + ": " + status.error);
   radius.read(p.radius);
   count.read(p.count);
@@ -109,6 +109,9 @@ qcse::KnnProblem<T> problem_of(const int64_t* sizes, const void* const* inputs, 
   return p;
 }
 
+constexpr qcse::cuda::Path kPaths[] = {qcse::cuda::Path::kAuto, qcse::cuda::Path::kAuto, qcse::cuda::Path::kSmall,
+                                       qcse::cuda::Path::kLarge, qcse::cuda::Path::kScreened};
+
 }  // namespace
 
 #pragma GCC visibility push(default)
@@ -129,21 +132,24 @@ void emulator_configure(uint64_t seed, int checks, int multiprocessors, uint64_t
 
 // path: 0 brute force, 1 the kernel that the shape asks for, 2 the small one, 3 the large one, 4 the screened one.
 // sizes: batch, queries, refs, dim, k. inputs: states, values, ref_states, ref_values, self_index (the last three may
-// be null). outputs: radius, count, entropy (each may be null). Returns 0, or 1 and leaves a message.
-int emulator_knn(int is_double, int path, const int64_t* sizes, const void* const* inputs, void* const* outputs,
-                 double offset) {
-  constexpr qcse::cuda::Path kPaths[] = {qcse::cuda::Path::kAuto, qcse::cuda::Path::kAuto, qcse::cuda::Path::kSmall,
-                                         qcse::cuda::Path::kLarge, qcse::cuda::Path::kScreened};
+// be null). outputs: radius, count, entropy (each may be null). variant: a number in csrc/cuda/variants.h, or -1.
+// Returns 0, or 1 and leaves a message.
+int emulator_knn(int is_double, int path, int variant, const int64_t* sizes, const void* const* inputs,
+                 void* const* outputs, double offset) {
   return guarded([&] {
+    const qcse::cuda::Choice choice{kPaths[path], variant};
     if (is_double != 0) {
       const auto p = problem_of<double>(sizes, inputs, outputs, offset);
-      path != 0 ? run_emulated(p, kPaths[path]) : emulator::brute_force(p);
+      path != 0 ? run_emulated(p, choice) : emulator::brute_force(p);
     } else {
       const auto p = problem_of<float>(sizes, inputs, outputs, offset);
-      path != 0 ? run_emulated(p, kPaths[path]) : emulator::brute_force(p);
+      path != 0 ? run_emulated(p, choice) : emulator::brute_force(p);
     }
   });
 }
+
+// How many variants of this path there are.
+int emulator_variants(int path) { return static_cast<int>(qcse::cuda::variants(kPaths[path]).size()); }
 
 uint64_t emulator_accesses() { return emulator::accesses_so_far(); }
 

@@ -19,3 +19,9 @@ def library() -> Emulator:
 def emulator(library: Emulator) -> Emulator:
     library.configure()
     return library
+
+
+@pytest.fixture(scope="session")
+def tuning_library() -> Emulator:
+    """With every tile variant, which takes longer to compile."""
+    return Emulator(build(tuning=True))

@@ -67,7 +67,7 @@ class Emulator:
                 self._library.emulator_error_kind().decode(), self._library.emulator_error().decode(errors="replace")
             )
 
-    def _call(self, p: Problem, path: str, outputs: str) -> Answer:
+    def _call(self, p: Problem, path: str, outputs: str, variant: int = -1) -> Answer:
         batch, queries, dim = p.states.shape
         refs = queries if p.ref_states is None else p.ref_states.shape[1]
         kind = p.states.dtype
@@ -84,6 +84,7 @@ class Emulator:
             self._library.emulator_knn(
                 int(kind == np.float64),
                 PATHS[path],
+                variant,
                 (ctypes.c_int64 * 5)(batch, queries, refs, dim, p.k),
                 pointers(kept),
                 pointers([radius, count, entropy]),
@@ -92,13 +93,17 @@ class Emulator:
         )
         return Answer(radius, count, entropy)
 
-    def knn(self, problem: Problem, path: str = "auto", outputs: str = "rce") -> Answer:
+    def knn(self, problem: Problem, path: str = "auto", outputs: str = "rce", variant: int = -1) -> Answer:
         """The kernels of csrc/cuda, emulated.
 
         ``path``: a key of PATHS; ``auto`` goes by the shape. ``outputs``: which of r(adius), c(ount), e(ntropy) to ask
-        for.
+        for. ``variant``: number of a variant of the path's tiles; -1 leaves it to the rule.
         """
-        return self._call(problem, path, outputs)
+        return self._call(problem, path, outputs, variant)
+
+    def variants(self, path: str) -> int:
+        """How many variants this library holds."""
+        return int(self._library.emulator_variants(PATHS[path]))
 
     def brute_force(self, problem: Problem, outputs: str = "rce") -> Answer:
         """The oracle."""

@@ -64,13 +64,17 @@ def _with_includes(source: Path, folders: list[Path], seen: set[Path] | None = N
 
 
 def build(
-    csrc: Path = ROOT / "csrc", folder: Path = ROOT / "build" / "emulator", jobs: int = 2, strict: bool = True
+    csrc: Path = ROOT / "csrc",
+    folder: Path = ROOT / "build" / "emulator",
+    jobs: int = 2,
+    strict: bool = True,
+    tuning: bool = False,
 ) -> Path:
     """Builds what changed and returns the library's path.
 
     ``csrc`` is the tree that holds ``knn.h`` and ``cuda/``, by default the repository's. Copies with planted faults are
-    built the same way, with ``strict=False``: they may leave a variable unused. Objects are kept in ``folder`` under a
-    digest of every source they include.
+    built the same way, with ``strict=False``: they may leave a variable unused. ``tuning``: with every tile variant
+    that the laboratory measures. Objects are kept in ``folder`` under a digest of every source they include.
     """
     kernels = sorted((csrc / "cuda").glob("*.cu"))
     compiler = _compiler()
@@ -79,8 +83,7 @@ def build(
         *([] if strict else ["-w"]),
         *_fused_multiply_add(),
         "-DQCSE_EMULATED_CUDA",
-        f"-I{csrc}",
-        f"-I{HERE}",
+        *(["-DQCSE_TUNING"] if tuning else []),
     ]
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -88,15 +91,17 @@ def build(
     work: list[list[str]] = []
     own = [HERE / name for name in ("emulator.cpp", "checker.cpp", "c_api.cpp", "self_kernels.cpp")]
     for source in [*own, *kernels]:
-        digest = hashlib.sha256(f"{compiler}{FLAGS}{INSTRUMENTED}{PLAIN}".encode())
+        # knn_cuda.cu is the host's part alone: it chooses a kernel.
+        instrumented = (source in kernels and source.stem != "knn_cuda") or source.name == "self_kernels.cpp"
+        options = [*common, *(INSTRUMENTED if instrumented else PLAIN)]
+        digest = hashlib.sha256(f"{compiler}{options}".encode())
         for text in sorted(path.read_bytes() for path in _with_includes(source, [csrc, csrc / "cuda", HERE])):
             digest.update(text)
-        instrumented = source in kernels or source.name == "self_kernels.cpp"
         target = folder / f"{source.stem}-{digest.hexdigest()[:16]}.o"
         objects.append(target)
         if not target.exists():
-            extra = INSTRUMENTED if instrumented else PLAIN
-            work.append([compiler, *common, *extra, "-x", "c++", "-c", str(source), "-o", str(target)])
+            folders = [f"-I{csrc}", f"-I{HERE}"]  # not part of the digest: copies share what they have in common
+            work.append([compiler, *options, *folders, "-x", "c++", "-c", str(source), "-o", str(target)])
     library = folder / f"libemulator-{hashlib.sha256(' '.join(o.name for o in objects).encode()).hexdigest()[:16]}.so"
     if library.exists():
         return library

@@ -11,9 +11,9 @@ PROBLEMS = int(os.environ.get("QCSE_EMULATED_PROBLEMS", "60"))
 FIRST = int(os.environ.get("QCSE_EMULATED_FIRST", "0"))
 
 
-def check(emulator: Emulator, problem: Problem, path: str, what: str) -> None:
+def check(emulator: Emulator, problem: Problem, path: str, what: str, variant: int = -1) -> None:
     expected = emulator.brute_force(problem)
-    got = emulator.knn(problem, path)
+    got = emulator.knn(problem, path, variant=variant)
     assert got.radius is not None and expected.radius is not None
     assert same_bits(got.radius, expected.radius), what
     assert np.array_equal(got.count, expected.count), what
@@ -141,8 +141,8 @@ def test_a_launch_that_fails_names_the_kernel_and_the_reason(emulator: Emulator,
 
 def test_the_small_kernel_refuses_what_it_is_not_made_for(emulator: Emulator) -> None:
     problem = normal(0, 2, 1, 1)
-    problem.ref_states, problem.ref_values = np.zeros((1, 4097, 1), np.float32), np.zeros((1, 4097), np.float32)
-    with pytest.raises(EmulatorError, match="at most 4096"):
+    problem.ref_states, problem.ref_values = np.zeros((1, 16385, 1), np.float32), np.zeros((1, 16385), np.float32)
+    with pytest.raises(EmulatorError, match="at most 16384"):
         emulator.knn(problem, "small")
 
 
@@ -170,3 +170,21 @@ def test_the_search_by_value_skips_tiles(emulator: Emulator) -> None:
         return emulator.accesses() - before
 
     assert work(np.arange(refs)) < 0.4 * work(np.full(refs, 1005.0))
+
+
+VARIANTS = {"small": 16, "large": 16, "screened": 9}
+
+
+@pytest.mark.parametrize(("path", "variant"), [(path, v) for path, count in VARIANTS.items() for v in range(count)])
+def test_every_variant_that_the_laboratory_measures(tuning_library: Emulator, path: str, variant: int) -> None:
+    assert tuning_library.variants(path) == VARIANTS[path]
+    for seed in range(3 * variant, 3 * variant + 3):
+        problem, device, what = draw(seed)
+        problem.k = min(problem.k, 32)  # longer lists, and double precision, have the rules' variants alone
+        for name in ("states", "values", "ref_states", "ref_values"):
+            array = getattr(problem, name)
+            setattr(problem, name, None if array is None else array.astype(np.float32))
+        tuning_library.configure(seed=seed % 97, multiprocessors=device["multiprocessors"])
+        check(tuning_library, problem, path, f"variant {variant} of {path}, {what}", variant)
+    with pytest.raises(EmulatorError, match="no such variant"):
+        tuning_library.knn(problem, path, variant=VARIANTS[path])

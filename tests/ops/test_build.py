@@ -1,8 +1,10 @@
 """The compiled module itself: which symbols it needs, what it tells about itself, how it is steered."""
 
+import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -103,6 +105,111 @@ def test_unknown_choices_are_refused() -> None:
     environment = {**os.environ, "QCSE_CPU_ISA": "mmx"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode != 0 and "QCSE_CPU_ISA" in result.stderr
+
+
+def find_cmake() -> str:
+    beside = pathlib.Path(sys.executable).parent / "cmake"
+    cmake = str(beside) if beside.exists() else shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("needs cmake")
+    return cmake
+
+
+def test_pybind11_comes_before_the_copy_that_torch_brings(tmp_path: pathlib.Path) -> None:
+    """torch 2.11's own pybind11.h refuses to compile under TORCH_TARGET_VERSION."""
+    ask = subprocess.run([sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True)
+    if ask.returncode != 0:
+        pytest.skip("needs pybind11")
+    options = ["-DQCSE_CUDA=OFF", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", f"-DPython_EXECUTABLE={sys.executable}"]
+    command = [find_cmake(), "-S", str(ROOT), "-B", str(tmp_path), f"-Dpybind11_DIR={ask.stdout.strip()}", *options]
+    subprocess.run(command, check=True, capture_output=True)
+    units = json.loads((tmp_path / "compile_commands.json").read_text())
+    unit = next(u for u in units if u["file"].endswith("csrc/module.cpp"))
+    compile_it = [word for word in shlex.split(unit["command"]) if word not in ("-c", unit["file"])]
+    output = compile_it.index("-o")
+    includes = subprocess.run(
+        [*compile_it[:output], *compile_it[output + 2 :], "-M", unit["file"]],
+        cwd=unit["directory"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    used = {pathlib.Path(word) for word in includes.split() if word.endswith("/pybind11.h")}
+    torch_headers = pathlib.Path(torch.__file__).parent / "include"
+    assert used and not any(path.is_relative_to(torch_headers) for path in used), used
+    assert (torch_headers / "pybind11/pybind11.h").exists(), "torch brings no copy any more: this test says nothing"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "standing", "gpus", "expected"),
+    [
+        ("", "", "9.0", "90"),
+        ("native", "", "9.0\n8.6\n9.0", "90;86"),
+        ("native", "75", "10.0", "100"),
+        ("", "", "[N/A]", "80"),
+        ("native", "", "", "80"),
+        ("", "75", "9.0", "75"),
+        ("90-real", "", "", "90-real;90-virtual"),
+        ("100-real;90-real", "", "", "100-real;90-real;100-virtual"),
+        ("90a", "", "", "90a;90-virtual"),
+        ("80-real;90-virtual", "", "", "80-real;90-virtual"),
+        ("release", "", "", "80-real;86-real;89-real;90-real;100-real;120"),
+    ],
+)
+def test_every_build_embeds_ptx(tmp_path: pathlib.Path, wanted: str, standing: str, gpus: str, expected: str) -> None:
+    """Machine code of one generation alone leaves a newer GPU without any kernel."""
+    stand_in = tmp_path / "nvidia-smi"
+    stand_in.write_text(f"#!/bin/sh\nprintf '{gpus}'\n" if gpus else "#!/bin/sh\nexit 9\n")
+    stand_in.chmod(0o755)
+    script = tmp_path / "ask.cmake"
+    script.write_text(
+        f'include("{ROOT}/csrc/cuda_architectures.cmake")\n'
+        f'qcse_cuda_architectures(found "{wanted}" "{standing}")\nmessage(NOTICE "${{found}}")\n'
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [find_cmake(), "-P", str(script)], env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stderr.strip() == expected
+
+
+STAND_IN = """
+extern "C" int aoti_torch_get_current_cuda_stream(int device, void** stream) {
+  if (device < 0) return 1;
+  *stream = reinterpret_cast<void*>(0x1000 + device);
+  return 0;
+}
+"""
+
+
+@pytest.mark.skipif(
+    not _C.build_info()["cuda"] or torch.version.cuda is not None, reason="needs CUDA beside a CPU torch"
+)
+@pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="needs g++ on Linux")
+def test_the_stream_is_found_in_a_library_whose_symbols_are_not_global(tmp_path: pathlib.Path) -> None:
+    """torch loads libtorch_cuda.so with RTLD_LOCAL; this stand-in has its soname and is loaded the same way."""
+    source, library = tmp_path / "stand_in.cpp", tmp_path / "elsewhere.so"
+    source.write_text(STAND_IN)
+    options = ["-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so"]
+    subprocess.run(["g++", *options, str(source), "-o", str(library)], check=True)
+    code = f"""
+import ctypes, os
+import qcse_ext
+from qcse_ext import _C
+def stream(device):
+    try:
+        return _C.current_cuda_stream(device)
+    except RuntimeError as error:
+        return str(error)
+before = stream(3)
+kept = ctypes.CDLL({str(library)!r}, mode=os.RTLD_LOCAL | os.RTLD_NOW)
+print(before, stream(3), stream(0), stream(-1), sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    before, third, first, failed = done.stdout.splitlines()
+    assert "no CUDA library of torch is loaded" in before
+    assert (int(third), int(first)) == (0x1003, 0x1000)
+    assert "could not tell the current stream of CUDA device -1 (status 1)" in failed
 
 
 def test_deterministic_over_repeated_calls() -> None:
