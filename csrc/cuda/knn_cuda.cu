@@ -51,27 +51,33 @@ constexpr Tuned kTuned[] = {Tuned{-1, 1, 1, 1, Path::kAuto, {}},  // of no GPU; 
 constexpr double kNear = 3;
 
 template <typename T>
-bool possible(const KnnProblem<T>& problem, const Device& device, Path path) {
-  if (path == Path::kScreened) return screen_fits(problem, device);
-  if (path != Path::kSmall) return true;
-  return problem.refs <= kSmallMaxRefs && small_shared_bytes(problem) <= device.shared_bytes_per_block;
+bool fits(const KnnProblem<T>& problem, const Device& device, const Choice& choice) {
+  switch (choice.path) {
+    case Path::kSmall: return small_fits(problem, device, choice.variant);
+    case Path::kLarge: return large_fits(problem, device, choice.variant);
+    case Path::kScreened: return screened_fits(problem, device, choice.variant);
+    default: return false;
+  }
 }
 
+// kAuto where no measured shape is near.
 template <typename T>
 Choice choose_tuned(const KnnProblem<T>& problem, const Device& device) {
   Choice best;
-  if (sizeof(T) != sizeof(float) || problem.k > kWarp) return best;
+  if (sizeof(T) != sizeof(float) || problem.k > 32) return best;
   double nearest = kNear;
   for (const Tuned& row : kTuned) {
-    if (row.capability != device.capability || !possible(problem, device, row.path)) continue;
+    if (row.capability != device.capability) continue;
     const double distance = std::abs(std::log2(static_cast<double>(problem.batch * problem.queries) / row.queries)) +
                             std::abs(std::log2(static_cast<double>(problem.refs) / row.refs)) +
                             std::abs(std::log2(static_cast<double>(problem.dim) / row.dim));
-    if (distance < nearest) {
-      nearest = distance;
-      const std::vector<Variant> held = variants(row.path);
-      best = {row.path, static_cast<int>(std::find(held.begin(), held.end(), row.variant) - held.begin())};
-    }
+    if (distance >= nearest) continue;
+    const std::vector<Variant> held = variants(row.path);
+    const auto place = std::find(held.begin(), held.end(), row.variant) - held.begin();
+    const Choice choice{row.path, static_cast<int>(place)};
+    if (!fits(problem, device, choice)) continue;
+    nearest = distance;
+    best = choice;
   }
   return best;
 }

@@ -200,6 +200,13 @@ struct LargeKernel {
 }  // namespace
 
 template <typename T>
+bool large_fits(const KnnProblem<T>& problem, const Device& device, int variant) {
+  const size_t bytes = problem.k <= kWarp ? tile_bytes<LargeKernel, T, 1>(variant, problem)
+                                          : tile_bytes<LargeKernel, T, 4>(variant, problem);
+  return bytes <= device.shared_bytes_per_block;
+}
+
+template <typename T>
 size_t large_workspace_bytes(const KnnProblem<T>& problem) {
   Workspace workspace(nullptr);
   static_cast<void>(SortedProblem<T>(problem, workspace));
@@ -218,6 +225,8 @@ Status launch_large(const KnnProblem<T>& problem, const Device& device, void* wo
                             : launch_tile<LargeKernel, T, 4>(variant, problem, device, parameters, stream);
 }
 
+template bool large_fits(const KnnProblem<float>&, const Device&, int);
+template bool large_fits(const KnnProblem<double>&, const Device&, int);
 template size_t large_workspace_bytes(const KnnProblem<float>&);
 template size_t large_workspace_bytes(const KnnProblem<double>&);
 template Status launch_large(const KnnProblem<float>&, const Device&, void*, cudaStream_t, int);

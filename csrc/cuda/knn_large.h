@@ -6,6 +6,10 @@
 
 namespace qcse::cuda {
 
+// Whether a block of this device has enough shared memory.
+template <typename T>
+bool large_fits(const KnnProblem<T>& problem, const Device& device, int variant);
+
 template <typename T>
 size_t large_workspace_bytes(const KnnProblem<T>& problem);
 

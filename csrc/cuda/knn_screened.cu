@@ -521,13 +521,16 @@ Status search(ScreenParameters<T> parameters, const Device& device, cudaStream_t
                                  dim3(static_cast<unsigned>(warps * kWarp)), bytes, stream, parameters));
 }
 
-// As `launch_tile` of tile.h.
+template <typename T, int kRegisters>
+inline constexpr int kScreens = sizeof(T) == 4 && kRegisters == 1 ? kScreened : kRuledScreened;
+
 template <typename T, int kRegisters>
 Status search_variant(int number, const ScreenParameters<T>& parameters, const Device& device, cudaStream_t stream) {
-  constexpr int kCount = sizeof(T) == 4 && kRegisters == 1 ? kScreened : kRuledScreened;
-  return with_variant<kCount>(number < 0 ? 0 : number, [&]<int kNumber>() {
-    return search<ScreenShape<kNumber>, T, kRegisters>(parameters, device, stream);
+  Status status{"launch", kNoSuchVariant};
+  with_variant<kScreens<T, kRegisters>>(number < 0 ? 0 : number, [&]<int kNumber>() {
+    status = search<ScreenShape<kNumber>, T, kRegisters>(parameters, device, stream);
   });
+  return status;
 }
 
 template <typename T>
@@ -548,23 +551,31 @@ Status cast_shadows(const ScreenParameters<T>& parameters, cudaStream_t stream) 
                                  errors.bytes(), stream, parameters.refs, dim, parameters.shadows));
 }
 
-template <typename T>
-int ruled_warps(const KnnProblem<T>& p, const Device& device) {
+template <typename T, int kRegisters>
+int variant_warps(int number, const KnnProblem<T>& p, const Device& device) {
+  int warps = 0;
   size_t bytes = 0;
-  return p.k <= kWarp ? warps_for<ScreenShape<0>, T, 1>(p, device, &bytes)
-                      : warps_for<ScreenShape<0>, T, 4>(p, device, &bytes);
+  with_variant<kScreens<T, kRegisters>>(number < 0 ? 0 : number, [&]<int kNumber>() {
+    warps = warps_for<ScreenShape<kNumber>, T, kRegisters>(p, device, &bytes);
+  });
+  return warps;
+}
+
+template <typename T>
+int warps_of(int number, const KnnProblem<T>& p, const Device& device) {
+  return p.k <= kWarp ? variant_warps<T, 1>(number, p, device) : variant_warps<T, 4>(number, p, device);
 }
 
 }  // namespace
 
 template <typename T>
-bool screen_fits(const KnnProblem<T>& p, const Device& device) {
-  return ruled_warps(p, device) > 0;
+bool screened_fits(const KnnProblem<T>& p, const Device& device, int variant) {
+  return warps_of(variant, p, device) > 0;
 }
 
 template <typename T>
 bool screen_suits(const KnnProblem<T>& p, const Device& device) {
-  const int warps = ruled_warps(p, device);
+  const int warps = warps_of(-1, p, device);
   // A step costs about as much as a few dimensions of exact differences; and a grid that leaves more than a quarter of
   // the machine idle is better cut into the large kernel's smaller pieces.
   const int64_t blocks = warps == 0 ? 0 : p.batch * ((p.queries + warps * kWarp - 1) / (warps * kWarp));
@@ -592,8 +603,8 @@ Status launch_screened(const KnnProblem<T>& problem, const Device& device, void*
                             : search_variant<T, 4>(variant, parameters, device, stream);
 }
 
-template bool screen_fits(const KnnProblem<float>&, const Device&);
-template bool screen_fits(const KnnProblem<double>&, const Device&);
+template bool screened_fits(const KnnProblem<float>&, const Device&, int);
+template bool screened_fits(const KnnProblem<double>&, const Device&, int);
 template bool screen_suits(const KnnProblem<float>&, const Device&);
 template bool screen_suits(const KnnProblem<double>&, const Device&);
 template size_t screened_workspace_bytes(const KnnProblem<float>&, int);

@@ -9,7 +9,7 @@ namespace qcse::cuda {
 
 // Whether a block of this device has enough shared memory: several hundred dimensions on a large GPU.
 template <typename T>
-bool screen_fits(const KnnProblem<T>& problem, const Device& device);
+bool screened_fits(const KnnProblem<T>& problem, const Device& device, int variant);
 
 // By rule: whether this shape is worth it on this device.
 template <typename T>

@@ -252,9 +252,10 @@ struct SmallKernel {
 }  // namespace
 
 template <typename T>
-size_t small_shared_bytes(const KnnProblem<T>& problem) {
-  return problem.k <= kWarp ? SmallKernel<Tile<T, kRuledExact - 1>, 1>::shared_bytes(problem)
-                            : SmallKernel<Tile<T, kRuledExact - 1>, 4>::shared_bytes(problem);
+bool small_fits(const KnnProblem<T>& problem, const Device& device, int variant) {
+  const size_t bytes = problem.k <= kWarp ? tile_bytes<SmallKernel, T, 1>(variant, problem)
+                                          : tile_bytes<SmallKernel, T, 4>(variant, problem);
+  return problem.refs <= kSmallMaxRefs && bytes <= device.shared_bytes_per_block;
 }
 
 template <typename T>
@@ -263,8 +264,8 @@ Status launch_small(const KnnProblem<T>& problem, const Device& device, cudaStre
                             : launch_tile<SmallKernel, T, 4>(variant, problem, device, problem, stream);
 }
 
-template size_t small_shared_bytes(const KnnProblem<float>&);
-template size_t small_shared_bytes(const KnnProblem<double>&);
+template bool small_fits(const KnnProblem<float>&, const Device&, int);
+template bool small_fits(const KnnProblem<double>&, const Device&, int);
 template Status launch_small(const KnnProblem<float>&, const Device&, cudaStream_t, int);
 template Status launch_small(const KnnProblem<double>&, const Device&, cudaStream_t, int);
 

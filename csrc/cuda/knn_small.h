@@ -7,9 +7,9 @@
 
 namespace qcse::cuda {
 
-// What a block needs at least.
+// Whether the references, and what else a block needs, fit into its shared memory.
 template <typename T>
-size_t small_shared_bytes(const KnnProblem<T>& problem);
+bool small_fits(const KnnProblem<T>& problem, const Device& device, int variant);
 
 // Refs up to kSmallMaxRefs; no workspace.
 template <typename T>

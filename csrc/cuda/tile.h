@@ -46,12 +46,24 @@ using Tile =
     TileShape<T, kExactVariants[kNumber].warps, kExactVariants[kNumber].blocks,
               (kExactVariants[kNumber].outer + sizeof(T) / 4 - 1) / (sizeof(T) / 4), kExactVariants[kNumber].inner>;
 
+template <typename T, int kRegisters>
+inline constexpr int kTiles = sizeof(T) == 4 && kRegisters == 1 ? kExact : kRuledExact;
+
+// The shared memory of a block; without a number of the smallest of the rules' tiles.
+template <template <typename, int> typename Kernel, typename T, int kRegisters>
+size_t tile_bytes(int number, const KnnProblem<T>& problem) {
+  size_t bytes = SIZE_MAX;
+  with_variant<kTiles<T, kRegisters>>(number < 0 ? kRuledExact - 1 : number, [&]<int kNumber>() {
+    bytes = Kernel<Tile<T, kNumber>, kRegisters>::shared_bytes(problem);
+  });
+  return bytes;
+}
+
 // Launches Kernel<Tile<T, number>, kRegisters>. Without a number: the largest of the rules' three tiles, of 32, 8 and 2
 // queries (in double 16, 4 and 2), that fits and whose grid still gives work to three quarters of the machine; large
 // tiles read the candidates less often, small ones occupy more of the GPU.
 template <template <typename, int> typename Kernel, typename T, int kRegisters, typename... Arguments>
 Status launch_tile(int number, const KnnProblem<T>& problem, const Device& device, const Arguments&... arguments) {
-  constexpr int kCount = sizeof(T) == 4 && kRegisters == 1 ? kExact : kRuledExact;
   if (number < 0) {
     const auto suits = [&]<int kNumber>() {
       using K = Kernel<Tile<T, kNumber>, kRegisters>;
@@ -60,8 +72,10 @@ Status launch_tile(int number, const KnnProblem<T>& problem, const Device& devic
     };
     number = suits.template operator()<0>() ? 0 : suits.template operator()<1>() ? 1 : 2;
   }
-  return with_variant<kCount>(
-      number, [&]<int kNumber>() { return Kernel<Tile<T, kNumber>, kRegisters>::launch(arguments...); });
+  Status status{"launch", kNoSuchVariant};
+  with_variant<kTiles<T, kRegisters>>(
+      number, [&]<int kNumber>() { status = Kernel<Tile<T, kNumber>, kRegisters>::launch(arguments...); });
+  return status;
 }
 
 // Starts the copy of one chunk of a candidate tile, [rows][dim] in global memory, to a stage; every thread of the block

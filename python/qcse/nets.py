@@ -320,8 +320,11 @@ class Critics(nn.Module):
         flat = _repeat(actions.reshape(seeds, batch * count, action_dim), members)
         action_part = torch.bmm(flat, weight[:, self.state_dim :])
         width = weight.shape[-1]
-        hidden = (state_part.unsqueeze(2) + action_part.view(-1, batch, count, width)).view(-1, batch * count, width)
-        hidden = F.relu_(normalised(hidden, norm))
+        hidden = state_part.unsqueeze(2) + action_part.view(-1, batch, count, width)
+        if norm is not None:
+            hidden = normalised(hidden.view(-1, batch * count, width), norm)
+        # In place on the sum itself: through a view, autograd would copy it forward and back.
+        hidden = F.relu_(hidden).view(-1, batch * count, width)
         return run_layers(hidden, rest, self.bf16).view(seeds, members, batch, count)
 
     def values(self, states: Tensor, actions: Tensor, subset: Tensor | None = None) -> Tensor:

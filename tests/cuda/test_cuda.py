@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +17,7 @@ from qcse_ext import _C
 
 pytestmark = pytest.mark.cuda
 PROBLEMS = int(os.environ.get("QCSE_CUDA_PROBLEMS", "300"))
-# "cpu" rehearses the tests that only compare answers, on a machine without a GPU (see benchmarks/gpu_check.py).
+# "cpu" rehearses the tests that only compare answers, on a machine without a GPU (see benchmarks/gpu/run.py).
 DEVICE = os.environ.get("QCSE_CUDA_DEVICE", "cuda")
 KNN = torch.ops.qcse.knn
 ENTROPY = torch.ops.qcse.entropy
@@ -151,6 +153,24 @@ def test_graph_replay_with_changed_inputs(n: int) -> None:
         torch.cuda.synchronize()
         assert_same(answer, KNN(*fresh), f"replay {seed}")
         assert torch.allclose(entropy.cpu(), ENTROPY(*fresh), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [256, 9000])
+def test_first_call_inside_a_capture(n: int) -> None:
+    """In a fresh process no kernel has been loaded yet; loading one must not end the capture."""
+    code = f"""
+import torch, qcse_ext
+generator = torch.Generator().manual_seed(0)
+states, values = torch.randn({n}, 17, generator=generator), torch.randn({n}, generator=generator)
+on_gpu = states.cuda(), values.cuda()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    radius, count = qcse_ext.knn(*on_gpu, 12)
+graph.replay()
+expected = qcse_ext.knn(states, values, 12)
+assert torch.equal(radius.cpu(), expected[0]) and torch.equal(count.cpu(), expected[1])
+"""
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 @pytest.mark.parametrize("n", [512, 6000])

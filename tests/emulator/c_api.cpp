@@ -1,5 +1,7 @@
 // What Python calls through ctypes: the emulated operator, its oracle, the emulator's own kernels, and settings.
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -146,6 +148,26 @@ int emulator_knn(int is_double, int path, int variant, const int64_t* sizes, con
       path != 0 ? run_emulated(p, choice) : emulator::brute_force(p);
     }
   });
+}
+
+// What a call with these sizes gets: the path's number as above, and the variant's number and four figures (-1 for a
+// choice that is left to the kernel's rule).
+void emulator_choice(int is_double, const int64_t* sizes, int refs_are_queries, int64_t* answer) {
+  qcse::cuda::Device device;
+  qcse::cuda::select_device(0, &device);
+  const void* const inputs[5] = {sizes, sizes, refs_are_queries != 0 ? nullptr : sizes, sizes, nullptr};
+  void* const outputs[3] = {};
+  const qcse::cuda::Choice choice = is_double != 0
+                                        ? qcse::cuda::choose(problem_of<double>(sizes, inputs, outputs, 0), device)
+                                        : qcse::cuda::choose(problem_of<float>(sizes, inputs, outputs, 0), device);
+  answer[0] = std::find(std::begin(kPaths) + 2, std::end(kPaths), choice.path) - std::begin(kPaths);
+  answer[1] = choice.variant;
+  if (choice.variant < 0) return;
+  const qcse::cuda::Variant v = qcse::cuda::variants(choice.path)[static_cast<size_t>(choice.variant)];
+  answer[2] = v.warps;
+  answer[3] = v.blocks;
+  answer[4] = v.outer;
+  answer[5] = v.inner;
 }
 
 // How many variants of this path there are.

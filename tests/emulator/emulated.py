@@ -101,6 +101,17 @@ class Emulator:
         """
         return self._call(problem, path, outputs, variant)
 
+    def choice(self, p: Problem) -> tuple[str, tuple[int, ...] | None]:
+        """The path that ``auto`` gives this problem, and its variant's four numbers; None where the rule decides."""
+        batch, queries, dim = p.states.shape
+        refs = queries if p.ref_states is None else p.ref_states.shape[1]
+        answer = (ctypes.c_int64 * 6)()
+        sizes = (ctypes.c_int64 * 5)(batch, queries, refs, dim, p.k)
+        joined = int(p.ref_states is None)
+        self._library.emulator_choice(int(p.states.dtype == np.float64), sizes, joined, answer)
+        name = next(name for name, number in PATHS.items() if number == answer[0])
+        return name, None if answer[1] < 0 else tuple(answer[2:])
+
     def variants(self, path: str) -> int:
         """How many variants this library holds."""
         return int(self._library.emulator_variants(PATHS[path]))

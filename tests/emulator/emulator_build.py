@@ -63,6 +63,60 @@ def _with_includes(source: Path, folders: list[Path], seen: set[Path] | None = N
     return seen
 
 
+def _run(command: list[str]) -> None:
+    """A compiler's or linker's command whose last word is the file it makes, which appears when it is complete."""
+    target = Path(command[-1])
+    command = [*command[:-1], str(target.with_suffix(f".{os.getpid()}.tmp"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise CompileError(f"{' '.join(command)}\n{done.stderr}")
+    os.replace(command[-1], target)
+
+
+def _compile(sources: list[Path], csrc: Path, folder: Path, jobs: int, strict: bool, tuning: bool) -> list[Path]:
+    """The sources' objects, kept in ``folder`` under a digest of all that they include; compiles those that are new."""
+    kernels = set((csrc / "cuda").glob("*.cu"))
+    compiler = _compiler()
+    common = [
+        *FLAGS,
+        *([] if strict else ["-w"]),
+        *_fused_multiply_add(),
+        *(["-DQCSE_TUNING"] if tuning else []),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    objects: list[Path] = []
+    work: list[list[str]] = []
+    for source in sources:
+        # knn_cuda.cu is the host's part alone: it chooses a kernel.
+        instrumented = (source in kernels and source.stem != "knn_cuda") or source.name == "self_kernels.cpp"
+        options = [*common, *(INSTRUMENTED if instrumented else PLAIN)]
+        if source.parent != csrc / "cpu":
+            options.append("-DQCSE_EMULATED_CUDA")
+        digest = hashlib.sha256(f"{compiler}{options}".encode())
+        for text in sorted(path.read_bytes() for path in _with_includes(source, [csrc, csrc / "cuda", HERE])):
+            digest.update(text)
+        target = folder / f"{source.stem}-{digest.hexdigest()[:16]}.o"
+        objects.append(target)
+        if not target.exists():
+            folders = [f"-I{csrc}", f"-I{HERE}"]  # not part of the digest: copies share what they have in common
+            work.append([compiler, *options, *folders, "-x", "c++", "-c", str(source), "-o", str(target)])
+    with (folder / "lock").open("w") as lock:  # several test processes may ask at once: one compiles, the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(_run, [command for command in work if not Path(command[-1]).exists()]))
+    return objects
+
+
+def _link(objects: list[Path], target: str, options: list[str]) -> Path:
+    """``target`` with a digest of the objects in its name."""
+    stem, dot, suffix = target.partition(".")
+    digest = hashlib.sha256(" ".join(o.name for o in objects).encode()).hexdigest()[:16]
+    linked = objects[0].parent / f"{stem}-{digest}{dot}{suffix}"
+    if not linked.exists():
+        _run([_compiler(), "-Wl,-z,noexecstack", *map(str, objects), "-ldl", "-lpthread", *options, "-o", str(linked)])
+    return linked
+
+
 def build(
     csrc: Path = ROOT / "csrc",
     folder: Path = ROOT / "build" / "emulator",
@@ -74,52 +128,20 @@ def build(
 
     ``csrc`` is the tree that holds ``knn.h`` and ``cuda/``, by default the repository's. Copies with planted faults are
     built the same way, with ``strict=False``: they may leave a variable unused. ``tuning``: with every tile variant
-    that the laboratory measures. Objects are kept in ``folder`` under a digest of every source they include.
+    that the laboratory measures.
     """
-    kernels = sorted((csrc / "cuda").glob("*.cu"))
-    compiler = _compiler()
-    common = [
-        *FLAGS,
-        *([] if strict else ["-w"]),
-        *_fused_multiply_add(),
-        "-DQCSE_EMULATED_CUDA",
-        *(["-DQCSE_TUNING"] if tuning else []),
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-
-    objects: list[Path] = []
-    work: list[list[str]] = []
     own = [HERE / name for name in ("emulator.cpp", "checker.cpp", "c_api.cpp", "self_kernels.cpp")]
-    for source in [*own, *kernels]:
-        # knn_cuda.cu is the host's part alone: it chooses a kernel.
-        instrumented = (source in kernels and source.stem != "knn_cuda") or source.name == "self_kernels.cpp"
-        options = [*common, *(INSTRUMENTED if instrumented else PLAIN)]
-        digest = hashlib.sha256(f"{compiler}{options}".encode())
-        for text in sorted(path.read_bytes() for path in _with_includes(source, [csrc, csrc / "cuda", HERE])):
-            digest.update(text)
-        target = folder / f"{source.stem}-{digest.hexdigest()[:16]}.o"
-        objects.append(target)
-        if not target.exists():
-            folders = [f"-I{csrc}", f"-I{HERE}"]  # not part of the digest: copies share what they have in common
-            work.append([compiler, *options, *folders, "-x", "c++", "-c", str(source), "-o", str(target)])
-    library = folder / f"libemulator-{hashlib.sha256(' '.join(o.name for o in objects).encode()).hexdigest()[:16]}.so"
-    if library.exists():
-        return library
+    objects = _compile([*own, *sorted((csrc / "cuda").glob("*.cu"))], csrc, folder, jobs, strict, tuning)
+    return _link(objects, "libemulator.so", ["-shared"])
 
-    def run(command: list[str]) -> None:
-        target = Path(command[-1])
-        command = [*command[:-1], str(target.with_suffix(f".{os.getpid()}.tmp"))]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise CompileError(f"{' '.join(command)}\n{done.stderr}")
-        os.replace(command[-1], target)
 
-    with (folder / "lock").open("w") as lock:  # several test processes may ask at once: one compiles, the others wait
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(run, [command for command in work if not Path(command[-1]).exists()]))
-    run([compiler, "-shared", "-Wl,-z,noexecstack", *map(str, objects), "-ldl", "-o", str(library)])
-    return library
+def build_lab(folder: Path = ROOT / "build" / "emulator", jobs: int = 2) -> Path:
+    """Builds the laboratory (benchmarks/gpu/lab.cu) for the emulated GPU and returns the program's path."""
+    csrc = ROOT / "csrc"
+    own = [HERE / "emulator.cpp", HERE / "checker.cpp", ROOT / "benchmarks" / "gpu" / "lab.cu"]
+    cpu = [csrc / "cpu" / "knn_cpu.cpp", csrc / "cpu" / "kernel_portable.cpp"]
+    objects = _compile([*own, *cpu, *sorted((csrc / "cuda").glob("*.cu"))], csrc, folder, jobs, True, True)
+    return _link(objects, "qcse_lab", [])
 
 
 if __name__ == "__main__":

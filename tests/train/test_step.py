@@ -9,9 +9,12 @@ import torch
 from graph_twin import GraphTwin
 from test_train import quick
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qcse.agents import AGENTS
+from qcse.bench import our_step
 from qcse.buffer import ReplayBuffer
+from qcse.cli import BenchArgs
 from qcse.config import TrainConfig, bonus_preset
 from qcse.errors import ConfigError, QcseError
 from qcse.step import UpdateStep
@@ -80,6 +83,26 @@ def test_replayed_updates_equal_eager_ones(algo: str, hopper_data: Path, tmp_pat
     replayed = equal_runs(config, tmp_path)
     kinds = len(replayed.update_step.graphs)
     assert kinds >= (3 if algo == "td3_bc" else 2)  # phases, turns and cloning have graphs of their own
+
+
+def test_a_gpus_path_copies_no_hidden_activations(monkeypatch) -> None:
+    """A ReLU in place on a view makes autograd copy what it is a view of, forward and back."""
+    monkeypatch.setattr(critic, "is_supported", lambda states: False)
+    args = BenchArgs(batch_size=8, actions=2, policy_hidden=(16,), critic_hidden=(16, 16))
+    step = our_step("cal_ql", "none", 2, args, torch.device("cpu"))
+    step()
+    copied: list[tuple[str, tuple[int, ...]]] = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if func.overloadpacket.__name__ in ("clone", "copy_", "new_empty_strided") and result.shape[-1:] == (16,):
+                copied.append((str(func), tuple(result.shape)))
+            return result
+
+    with Copies():
+        step()
+    assert copied == []
 
 
 @pytest.mark.parametrize(
