@@ -5,11 +5,14 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 JOBS ?= 2
 PROBLEMS ?= 500
+# ON builds the CUDA kernels or fails, AUTO builds them where nvcc is found; WERROR=ON makes warnings errors.
+CUDA ?= AUTO
+WERROR ?= OFF
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.qcse-installed
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc qcse_ext python -type f -not -name '*.pyc' -not -name '*.so')
 
-.PHONY: help install demo demo-maze test lint format learn bench bench-train emulate faults kernels sanitize gpu-check gpu-bench clean
+.PHONY: help install demo demo-maze test lint format learn bench bench-train emulate faults kernels sanitize floor lab gpu-kit gpu-run clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -25,7 +28,8 @@ $(VENV)/.qcse-tools: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(STAMP): $(VENV)/.qcse-tools $(SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation ".[train,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+	  -C cmake.define.QCSE_CUDA=$(CUDA) -C cmake.define.QCSE_WERROR=$(WERROR) ".[train,dev]"
 	touch $@
 
 install: $(STAMP)  ## virtual environment, torch, the package and what its tests need
@@ -58,15 +62,33 @@ faults: install  ## plant faults in copies of the CUDA kernels: how many does th
 kernels: install  ## compile every CUDA kernel for every architecture; a new register spill fails (needs nvcc, no GPU)
 	$(BIN)/python benchmarks/kernel_resources.py
 
-# On a machine with an NVIDIA GPU: with the Python and torch that are there (PYTHON), no network, no virtual environment.
-# OUT: folder for what is found; WHEELS: folder of wheels to take packages from; DRY_RUN=1: print, run what needs no GPU.
-export OUT ?= build/gpu
-export WHEELS DRY_RUN CORL
-gpu-check:  ## verify the CUDA operator on the GPU that is here: tests, compute-sanitizer
-	$(PYTHON) benchmarks/gpu_check.py
+# The oldest torch that is supported. FLOOR_PYTHON: 3.11 to 3.13; the wheel, with CUDA's libraries, is several gigabytes.
+FLOOR := $(VENV)-floor
+FLOOR_PYTHON ?= $(firstword $(shell command -v python3.12 python3))
+FLOOR_TORCH ?= torch==2.11.0
+$(FLOOR)/.qcse-installed: $(SOURCES)
+	test -x $(FLOOR)/bin/python || $(FLOOR_PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check $(FLOOR_TORCH)
+	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.26" ninja
+	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+	  -C build-dir=build/floor -C cmake.define.QCSE_CUDA=ON -C cmake.define.QCSE_CUDA_ARCHITECTURES=$(GPU_ARCHITECTURE) ".[train,dev]"
+	touch $@
 
-gpu-bench:  ## measure it and the training step side by side with what is installed; CORL=PATH for CORL's
-	$(PYTHON) benchmarks/gpu_bench.py
+floor: $(FLOOR)/.qcse-installed  ## build against the oldest torch that is supported and run the CPU tests there (a large download)
+	$(FLOOR)/bin/pytest tests --numprocesses $(JOBS) --dist worksteal
+
+# What a machine with a GPU of this compute capability is given: OUT is the folder for what is found, KIT what was packed
+# beforehand. The script needs no make: python benchmarks/gpu/run.py
+GPU_ARCHITECTURE ?= 90
+export OUT KIT CORL DRY_RUN REST
+lab: install  ## build the laboratory: the CUDA kernels without torch (needs nvcc, no GPU)
+	$(BIN)/python benchmarks/gpu/kit.py --lab-only --architecture $(GPU_ARCHITECTURE)
+
+gpu-kit: install $(FLOOR)/.qcse-installed  ## pack what a machine with a GPU needs into build/gpu-kit (needs nvcc, no GPU)
+	$(BIN)/python benchmarks/gpu/kit.py --python $(FLOOR)/bin/python --architecture $(GPU_ARCHITECTURE) $(if $(CORL),--corl $(CORL))
+
+gpu-run:  ## on a machine with an NVIDIA GPU: verify, measure, profile, tune, in 570 s; then REST=1 for 200 s more
+	$(PYTHON) benchmarks/gpu/run.py
 
 # The CPU code, instrumented, in a virtual environment of its own beside the other; sanitizers' libraries come first.
 SANITIZED := $(VENV)-sanitized
@@ -82,13 +104,13 @@ sanitize: install  ## the operator's tests under AddressSanitizer and UndefinedB
 lint: install  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/*' | grep -E '\.(h|cpp|cu|cuh)$$')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\.(h|cpp|cu|cuh)$$')
 	$(BIN)/mypy
 
 format: install  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'tests/*' | grep -E '\.(h|cpp|cu|cuh)$$')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\.(h|cpp|cu|cuh)$$')
 
 clean:  ## remove what was built, not the virtual environment nor runs
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,331 @@
+"""Everything that a machine with an NVIDIA GPU is wanted for, in one command of at most 570 seconds (`make gpu-run`).
+
+[OUT=folder] [KIT=folder] [CORL=checkout] [DRY_RUN=1] [REST=1] python benchmarks/gpu/run.py
+
+It needs the Python and torch that are there, and no network, no make, no git and no virtual environment. What `make
+gpu-kit` packed elsewhere (KIT, by default build/gpu-kit) is used as it is; without it, or where it does not load, the
+extension and the laboratory are built here first, and what no longer fits is left to the second command. Each stage has
+its own process and time limit; whatever is killed leaves the results of the others. Files in OUT (build/gpu),
+complete at any moment:
+
+    gpu_run.json, gpu_run.log   how each stage ended; all output
+    search.json                 the search, ours on each kernel and others'
+    tuning.json                 every tile variant; benchmarks/gpu/tune.py turns it into csrc/cuda/tuned.h
+    training.json               updates per second beside CORL's and JAX's
+    profile.ncu-rep, profile.csv, profile_source.csv.gz   what Nsight Compute saw
+
+REST=1, a second command of at most 200 seconds: what the first did not finish, then more. DRY_RUN=1: prints the plan
+and runs, on a machine without a GPU, every stage that can do without one.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kit import commit
+from stages import ROOT, Runner, Stage, unfinished
+
+TOTAL_S, REST_S = 570.0, 200.0
+WORK = ROOT / "build" / "gpu-work"
+HERE = Path(__file__).resolve().parent
+
+
+def flag(name: str) -> bool:
+    return os.environ.get(name, "") not in ("", "0")
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the stages stand on."""
+
+    out: Path
+    lab: Path
+    environment: Mapping[str, str]
+    extension_ready: bool  # a qcse_ext with CUDA kernels can be imported
+    lab_ready: bool
+    corl: str | None
+
+
+def lay_out(kit: Path) -> dict[str, str]:
+    """Makes WORK/site from this tree's Python and the kit's wheels and module; returns the stages' environment."""
+    site = WORK / "site"
+    shutil.rmtree(site, ignore_errors=True)
+    site.mkdir(parents=True)
+    for wheel in sorted(kit.glob("wheels/*.whl")):
+        try:
+            importlib.metadata.version(wheel.name.split("-")[0])
+        except importlib.metadata.PackageNotFoundError:  # what the machine has is not replaced
+            with zipfile.ZipFile(wheel) as archive:  # pure Python: laying it out is all that installing would do
+                archive.extractall(site)
+    environment = {
+        "QCSE_COMMIT": tree_commit(kit),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(WORK / "tree"), str(site), os.environ.get("PYTHONPATH")])),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    if (kit / "data").is_dir():
+        environment["QCSE_CACHE"] = str(kit / "data")
+    return environment
+
+
+def lay_out_tree(modules: list[Path]) -> None:
+    """Makes WORK/tree: this tree's packages, with these compiled modules among them."""
+    tree = WORK / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "qcse_ext", tree / "qcse_ext", ignore=ignored)
+    shutil.copytree(ROOT / "python" / "qcse", tree / "qcse", ignore=ignored)
+    for module in modules:
+        shutil.copy2(module, tree / "qcse_ext")
+
+
+def tree_commit(kit: Path) -> str:
+    """git's word where it is here; otherwise what the kit was packed from."""
+    found = commit() if shutil.which("git") else "unknown"
+    carried = kit / "commit"
+    return carried.read_text().strip() if found == "unknown" and carried.exists() else found
+
+
+def answers(command: list[str], environment: Mapping[str, str], limit_s: float = 60) -> bool:
+    try:
+        done = subprocess.run(
+            command,
+            cwd=WORK,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=limit_s,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"{command[0]}: {error}", flush=True)
+        return False
+    if done.returncode != 0:
+        print(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-500:]}", flush=True)
+    return done.returncode == 0
+
+
+def prepare(out: Path, dry: bool) -> Tools:
+    kit = Path(os.environ.get("KIT") or ROOT / "build" / "gpu-kit").resolve()
+    environment = lay_out(kit)
+    look = "import torch, qcse_ext; assert qcse_ext.build_info()['cuda'], 'built without CUDA kernels'"
+    lay_out_tree(list(kit.glob("_C.*.so")))
+    ready = answers([sys.executable, "-c", look], environment)
+    if not ready and dry:  # a rehearsal may use what is installed; a measurement must not, it may be of another tree
+        shutil.rmtree(WORK / "tree")
+        ready = answers([sys.executable, "-c", look], environment)
+    lab = kit / "qcse_lab"
+    lab_ready = lab.exists() and answers([str(lab), "check", "--problems", "1", "--largest", "50"], environment)
+    corl = os.environ.get("CORL") or (str(kit / "corl") if (kit / "corl").is_dir() else None)
+    return Tools(out, lab if lab_ready else WORK / "qcse_lab", environment, ready, lab_ready, corl)
+
+
+def find_sanitizer() -> str:
+    beside = Path(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc").resolve().parent / "compute-sanitizer"
+    return shutil.which("compute-sanitizer") or str(beside)
+
+
+def plan(tools: Tools, rest: bool) -> list[Stage]:
+    """The stages in order; with `rest` those of the second command."""
+    python, lab = sys.executable, str(tools.lab)
+    small = ["--seeds", "1", "2", "--batch-size", "32", "--rounds", "2", "--updates", "1"]
+    training = [python, str(HERE / "training.py"), "--device"]
+    corl = ["--corl", tools.corl] if tools.corl else []
+    bench = [python, "-m", "qcse_ext.bench", "--lines", "--runs", "5", "--limit", "5", "--device"]
+    others = ["--implementations", "qcse", "torch-naive", "torch-cdist", "flashlib"]
+    others += ["--sizes", "256x17", "1024x17", "4096x17", "65536x17", "65536x111"]
+    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb", "short", "tests/cuda"]
+    on_cpu = {"QCSE_CUDA_DEVICE": "cpu", "QCSE_CUDA_PROBLEMS": "10"}
+    compared = "random_problem or size or separate or batch or values or half or strides or fewer"
+
+    def sanitize(tool: str, limit_s: float) -> Stage:
+        # All that the laboratory launches is looked at, CUB's sort too: what that writes would else seem unwritten.
+        command = [find_sanitizer(), "--tool", tool, "--error-exitcode", "9", lab, "check", "--largest", "300"]
+        return Stage(tool, limit_s, [*command, "--budget", str(int(limit_s) - 12)])
+
+    if rest:
+        sizes, ks = ["--sizes", "65536x11", "1000000x29"], ["--sizes", "65536x17", "--k", "5", "50", "100"]
+        few = [*training, "cuda", "--seeds", "1", "16", "--precision", "bf16", "--no-jax", "--budget-s", "20"]
+        real = [*bench, "cuda", "--data", "hopper", "halfcheetah", "--n", "4096", "65536", "--budget", "19"]
+        keops = [*bench, "cuda", "--implementations", "qcse", "keops", "--timing", "eager", "--budget", "15"]
+        return [
+            sanitize("initcheck", 35),
+            sanitize("synccheck", 20),
+            Stage("laboratory, more sizes", 40, [lab, "search", *sizes, "--budget", "34"], results="search"),
+            Stage("laboratory, other k", 15, [lab, "search", *ks, "--budget", "11"], results="search"),
+            Stage("training, bf16", 25, few, results="training"),
+            Stage("real trajectories", 25, [*real, "--implementations", "qcse", "torch-cdist"], results="search"),
+            # It compiles at its first call.
+            Stage("KeOps", 20, [*keops, "--sizes", "4096x17", "65536x17"], results="search"),
+        ]
+    return [
+        Stage(
+            "smoke",
+            15,
+            [python, str(HERE / "smoke.py"), "--lab", lab],
+            rehearsal=[python, str(HERE / "smoke.py"), "--lab", lab, "--device", "cpu"],
+            results="search",
+        ),
+        Stage("facts", 10, [lab, "facts"], rehearsal=[lab, "facts"], results="search"),
+        Stage(
+            "laboratory, problems",
+            10,
+            [lab, "check", "--problems", "60", "--budget", "8"],
+            rehearsal=[lab, "check", "--largest", "300"],
+        ),
+        Stage(
+            "laboratory",
+            50,
+            [lab, "search", "--budget", "44"],
+            rehearsal=[lab, "search"],
+            results="search",
+        ),
+        Stage(
+            "tuning",
+            90,
+            [lab, "tune", "--budget", "80"],
+            rehearsal=[lab, "tune", "--sizes", "256x17", "1024x17"],
+            results="tuning",
+        ),
+        Stage("ncu", 60, [python, str(HERE / "ncu.py"), lab, str(tools.out)], results="search"),
+        Stage(
+            "training",
+            35,
+            [*training, "cuda", "--seeds", "1", "16", "8", "--no-jax", "--budget-s", "29", *corl],
+            rehearsal=[*training, "cpu", *small, "--no-jax", *corl],
+            results="training",
+        ),
+        # A stage of its own: should JAX end the process, what it is compared with is there already.
+        Stage(
+            "training beside JAX, TF32",
+            55,
+            [*training, "cuda", "--seeds", "1", "16", "8", "--precision", "tf32", "--budget-s", "48"],
+            rehearsal=[*training, "cpu", *small],
+            results="training",
+        ),
+        Stage(
+            "cuda tests",
+            90,
+            [*tests, "-n", "4"],
+            rehearsal=[*tests, "-k", compared],
+            environment=on_cpu if flag("DRY_RUN") else {},
+        ),
+        sanitize("memcheck", 45),
+        sanitize("racecheck", 50),
+        Stage(
+            "other libraries",
+            40,
+            [*bench, "cuda", *others, "--budget", "34"],
+            rehearsal=[*bench, "cpu", "--sizes", "256x17"],
+            results="search",
+        ),
+    ]
+
+
+def fitting(stages: list[Stage], total_s: float) -> list[Stage]:
+    """In order, those whose limits fit into the time together; the others are left to a second command."""
+    chosen: list[Stage] = []
+    for stage in stages:
+        if sum(s.limit_s for s in chosen) + stage.limit_s <= total_s:
+            chosen.append(stage)
+        else:
+            print(f"no room in this plan for: {stage.name} ({stage.limit_s:g} s)", flush=True)
+    return chosen
+
+
+# --- Building what was not carried ------------------------------------------------------------------------------------
+def tool(name: str) -> str | None:
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
+def start_build(source: Path, folder: Path, options: list[str]) -> subprocess.Popen[bytes]:
+    cmake, ninja = tool("cmake"), tool("ninja")
+    if cmake is None:
+        sys.exit("run: cmake was not found; install it, or bring a kit (make gpu-kit)")
+    options = [*options, "-DCMAKE_BUILD_TYPE=Release", "-DQCSE_CUDA=ON", "-DQCSE_CUDA_ARCHITECTURES=native"]
+    if ninja:
+        options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    subprocess.run([cmake, "-S", str(source), "-B", str(folder), *options], check=True)
+    return subprocess.Popen([cmake, "--build", str(folder), "-j", str(os.cpu_count() or 1)])
+
+
+def build(parts: list[str]) -> int:
+    """Builds the laboratory and the extension for the GPU that is here, one beside the other."""
+    going: dict[str, subprocess.Popen[bytes]] = {}
+    if "lab" in parts:
+        going["lab"] = start_build(HERE, WORK / "lab", [])
+    if "extension" in parts:
+        ask = subprocess.run([sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True)
+        if ask.returncode != 0:
+            sys.exit("run: pybind11 was not found; install it, or bring a kit (make gpu-kit)")
+        options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={ask.stdout.strip()}"]
+        going["extension"] = start_build(ROOT, WORK / "extension", options)
+    failed = [name for name, process in going.items() if process.wait() != 0]
+    if "lab" in going and "lab" not in failed:
+        shutil.copy2(WORK / "lab" / "qcse_lab", WORK / "qcse_lab")
+    if "extension" in going and "extension" not in failed:
+        lay_out_tree(list((WORK / "extension").glob("_C*.so")))
+    for name in failed:
+        print(f"the build of the {name} failed")
+    return 1 if failed else 0
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+def facts(environment: Mapping[str, str]) -> dict[str, object]:
+    """The machine, without waking the GPU."""
+    found: dict[str, object] = {"commit": environment["QCSE_COMMIT"], "python": platform.python_version()}
+    found |= {"system": platform.platform(), "cores": os.cpu_count()}
+    for package in ("torch", "triton", "jax", "flashlib", "pykeops"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    if shutil.which("nvidia-smi"):
+        query = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
+        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        found["nvidia_smi"] = done.stdout.strip() if done.returncode == 0 else None
+    return found
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--build"]:
+        return build(sys.argv[2:])
+    if sys.argv[1:]:
+        sys.exit(
+            f"run: got {sys.argv[1:]}; expected no arguments: OUT, KIT, CORL, REST and DRY_RUN are in the environment"
+        )
+    begin = time.monotonic()
+    dry, rest = flag("DRY_RUN"), flag("REST")
+    out = Path(os.environ.get("OUT") or ROOT / "build" / "gpu").resolve() / ("rest" if rest else "")
+    out.mkdir(parents=True, exist_ok=True)
+    tools = prepare(out, dry)
+    os.environ.update(tools.environment)
+    state = ROOT / "build" / ("gpu-rehearsed.json" if dry else "gpu-done.json")
+    stages = plan(tools, rest=False)
+    if rest:
+        stages = [*unfinished(state, stages, dry, tools.environment["QCSE_COMMIT"]), *plan(tools, rest=True)]
+    missing = [] if tools.lab_ready else ["lab"]
+    missing += [] if tools.extension_ready else ["extension"]
+    if missing:
+        command = [sys.executable, str(HERE / "run.py"), "--build", *missing]
+        stages.insert(0, Stage(f"build: {', '.join(missing)}", 150, command, rehearsal=command))
+    spent = 0.0 if dry else time.monotonic() - begin
+    total_s = (REST_S if rest else TOTAL_S) - spent
+    runner = Runner(out, total_s, dry, facts(tools.environment), state=state)
+    return runner.run(fitting(stages, total_s))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
