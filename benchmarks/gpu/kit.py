@@ -62,7 +62,8 @@ def main() -> int:
         return 0
     if options.python:
         # From elsewhere: in the source tree the folder qcse_ext would be found first.
-        found = subprocess.run([options.python, "-c", FIND], cwd="/", check=True, capture_output=True, text=True)
+        python = os.path.abspath(options.python) if os.sep in options.python else options.python
+        found = subprocess.run([python, "-c", FIND], cwd="/", check=True, capture_output=True, text=True)
         modules = list(Path(found.stdout.strip()).glob("_C.*.so"))
         if not modules:
             sys.exit(f"kit: {found.stdout.strip()} holds no compiled module; install the package there: make floor")

@@ -8,13 +8,14 @@
 //                     [--sizes 4096x17 ...] [--data normal trajectories] [--k 12 ...]
 //   qcse_lab tune     every variant that csrc/cuda/variants.h holds     [--sizes ...] [--data trajectories] [--k 12]
 //   qcse_lab profile  one launch of each kernel that a profiler is to look at
-//   qcse_lab dump     points and the CPU's answer as raw files          --folder F --sizes 500x17 --data normal [--k
-//   12]
+//   qcse_lab dump     points and the CPU's answer as raw files in a folder
+//                     --folder F --sizes 500x17 --data normal [--k 12]
 //
 // One JSON object a line: results hold "implementation", facts do not. --budget S begins nothing new after S seconds.
 // Times are of graph replays: as many calls in one graph as take some 20 ms, 20 at most, so that the start of the
 // replay does not count. Warm: the calls read the same points. Cold: each reads a copy of its own, and the second-level
-// cache has been overwritten before each replay. Without a GPU each command does its CPU half and says so.
+// cache has been overwritten before each replay. Without a GPU each command does its CPU half and says so, unless
+// `--device cuda` insists on one.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -80,7 +81,7 @@ struct Options {
   std::vector<Shape> sizes;
   std::vector<std::string> data;
   std::vector<int64_t> ks = {12};
-  std::string folder;
+  std::string folder, device = "auto";
   int64_t budget = 1000000;  // seconds
   int64_t problems = 40, largest = 3000;
   int64_t seed = 0;
@@ -587,13 +588,13 @@ Options parse(int count, char** words) {
       given[name].push_back(words[i]);
     }
   }
-  const std::set<std::string> known = {"--sizes",  "--data",     "--k",       "--folder",
-                                       "--budget", "--problems", "--largest", "--seed"};
+  const std::set<std::string> known = {"--sizes",    "--data",    "--k",    "--folder", "--budget",
+                                       "--problems", "--largest", "--seed", "--device"};
   for (const auto& [key, values] : given) {
     if (known.count(key) == 0 || values.empty()) {
       throw std::invalid_argument(
           "got '" + key + "'" + (values.empty() ? " without a value" : "") +
-          ", expected --sizes, --data, --k, --folder, --budget, --problems, --largest or --seed");
+          ", expected --sizes, --data, --k, --folder, --budget, --problems, --largest, --seed or --device");
     }
   }
   const bool tunes = options.command == "tune";
@@ -615,6 +616,10 @@ Options parse(int count, char** words) {
     }
   }
   if (given.count("--folder")) options.folder = given["--folder"][0];
+  if (given.count("--device")) options.device = given["--device"][0];
+  if (options.device != "auto" && options.device != "cuda") {
+    throw std::invalid_argument("--device: got '" + options.device + "', expected auto or cuda");
+  }
   const auto number = [&](const char* key, int64_t least, int64_t* into) {
     if (given.count(key)) *into = parse_number(key, given[key][0], least, int64_t{1} << 40);
   };
@@ -628,6 +633,7 @@ Options parse(int count, char** words) {
 int run(const Options& options) {
   if (options.command == "dump") return dump(options);
   const std::optional<Gpu> gpu = find_gpu();
+  if (!gpu && options.device == "cuda") throw std::runtime_error("--device cuda, but there is no GPU");
   if (options.command == "facts") return facts(gpu);
   if (options.command == "check") return check_all(gpu, options);
   if (options.command == "search") return search(gpu, options, false);

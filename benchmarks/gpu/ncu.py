@@ -47,7 +47,7 @@ def main(lab: str, out: str) -> int:
     command = [ncu, "--clock-control", "none", "--kernel-name", KERNELS, "--force-overwrite", "--export", str(report)]
     for section in SECTIONS:
         command += ["--section", section]
-    status = subprocess.run([*command, lab, "profile"]).returncode
+    status = subprocess.run([*command, lab, "profile", "--device", "cuda"]).returncode
     if not report.exists():
         print(f"ncu ended with status {status} and left no report")
         return 1

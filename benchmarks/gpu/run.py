@@ -138,6 +138,7 @@ def find_sanitizer() -> str:
 def plan(tools: Tools, rest: bool) -> list[Stage]:
     """The stages in order; with `rest` those of the second command."""
     python, lab = sys.executable, str(tools.lab)
+    on_gpu = ["--device", "cuda"]
     small = ["--seeds", "1", "2", "--batch-size", "32", "--rounds", "2", "--updates", "1"]
     training = [python, str(HERE / "training.py"), "--device"]
     corl = ["--corl", tools.corl] if tools.corl else []
@@ -145,12 +146,14 @@ def plan(tools: Tools, rest: bool) -> list[Stage]:
     others = ["--implementations", "qcse", "torch-naive", "torch-cdist", "flashlib"]
     others += ["--sizes", "256x17", "1024x17", "4096x17", "65536x17", "65536x111"]
     tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb", "short", "tests/cuda"]
-    on_cpu = {"QCSE_CUDA_DEVICE": "cpu", "QCSE_CUDA_PROBLEMS": "10"}
+    device = (
+        {"QCSE_CUDA_DEVICE": "cpu", "QCSE_CUDA_PROBLEMS": "10"} if flag("DRY_RUN") else {"QCSE_CUDA_DEVICE": "cuda"}
+    )
     compared = "random_problem or size or separate or batch or values or half or strides or fewer"
 
     def sanitize(tool: str, limit_s: float) -> Stage:
         # All that the laboratory launches is looked at, CUB's sort too: what that writes would else seem unwritten.
-        command = [find_sanitizer(), "--tool", tool, "--error-exitcode", "9", lab, "check", "--largest", "300"]
+        command = [find_sanitizer(), "--tool", tool, "--error-exitcode", "9", lab, "check", *on_gpu, "--largest", "300"]
         return Stage(tool, limit_s, [*command, "--budget", str(int(limit_s) - 12)])
 
     if rest:
@@ -161,8 +164,8 @@ def plan(tools: Tools, rest: bool) -> list[Stage]:
         return [
             sanitize("initcheck", 35),
             sanitize("synccheck", 20),
-            Stage("laboratory, more sizes", 40, [lab, "search", *sizes, "--budget", "34"], results="search"),
-            Stage("laboratory, other k", 15, [lab, "search", *ks, "--budget", "11"], results="search"),
+            Stage("laboratory, more sizes", 40, [lab, "search", *sizes, *on_gpu, "--budget", "34"], results="search"),
+            Stage("laboratory, other k", 15, [lab, "search", *ks, *on_gpu, "--budget", "11"], results="search"),
             Stage("training, bf16", 25, few, results="training"),
             Stage("real trajectories", 25, [*real, "--implementations", "qcse", "torch-cdist"], results="search"),
             # It compiles at its first call.
@@ -176,24 +179,24 @@ def plan(tools: Tools, rest: bool) -> list[Stage]:
             rehearsal=[python, str(HERE / "smoke.py"), "--lab", lab, "--device", "cpu"],
             results="search",
         ),
-        Stage("facts", 10, [lab, "facts"], rehearsal=[lab, "facts"], results="search"),
+        Stage("facts", 10, [lab, "facts", *on_gpu], rehearsal=[lab, "facts"], results="search"),
         Stage(
             "laboratory, problems",
             10,
-            [lab, "check", "--problems", "60", "--budget", "8"],
+            [lab, "check", "--problems", "60", *on_gpu, "--budget", "8"],
             rehearsal=[lab, "check", "--largest", "300"],
         ),
         Stage(
             "laboratory",
             50,
-            [lab, "search", "--budget", "44"],
+            [lab, "search", *on_gpu, "--budget", "44"],
             rehearsal=[lab, "search"],
             results="search",
         ),
         Stage(
             "tuning",
             90,
-            [lab, "tune", "--budget", "80"],
+            [lab, "tune", *on_gpu, "--budget", "80"],
             rehearsal=[lab, "tune", "--sizes", "256x17", "1024x17"],
             results="tuning",
         ),
@@ -218,7 +221,7 @@ def plan(tools: Tools, rest: bool) -> list[Stage]:
             90,
             [*tests, "-n", "4"],
             rehearsal=[*tests, "-k", compared],
-            environment=on_cpu if flag("DRY_RUN") else {},
+            environment=device,
         ),
         sanitize("memcheck", 45),
         sanitize("racecheck", 50),

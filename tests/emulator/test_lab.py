@@ -74,6 +74,7 @@ def test_its_judge_is_the_operator(lab: Path, tmp_path: Path, data: str) -> None
         (["search", "--data", "real"], "--data: got 'real', expected normal or trajectories"),
         (["tune", "--k", "129"], "--k: got '129', expected a whole number from 1 to 128"),
         (["check", "--problems", "few"], "--problems: got 'few'"),
+        (["check", "--device", "tpu"], "--device: got 'tpu', expected auto or cuda"),
         (["check", "--seed"], "got '--seed' without a value"),
         (["check", "--what", "1"], "got '--what', expected --sizes"),
     ],
