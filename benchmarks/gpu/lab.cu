@@ -212,6 +212,7 @@ Measured measure(const Gpu& gpu, const Case& c, const OnDevice<float>& data, int
         check(cudaMemsetAsync(flushed->as<char>(), static_cast<int>(times.size() & 0xff), 2 * gpu.cache_bytes,
                               gpu.stream),
               "cudaMemsetAsync");
+        gpu.wait("flush");  // warm or cold, the replay begins on an idle GPU
       }
       times.push_back(timed(gpu, [&] { graph.replay(gpu); }) / calls);
     }
@@ -420,9 +421,13 @@ void search_on_gpu(const Gpu& gpu, const Case& c, const Ceilings& ceilings, cons
     if (path == Path::kSmall && c.shape().refs > qcse::cuda::kSmallMaxRefs) continue;
     for (const bool cold : {false, true}) {
       if (options.over()) return;
-      const Measured measured = measure(gpu, c, points, copies, kernel, usual.path == path ? usual.variant : -1, cold,
-                                        Effort{21, 0.3, 1e9}, 1, &ceilings);
-      *good &= measured.exact;
+      const Outcome outcome = attempt(kernel, [&] {
+        const Measured measured = measure(gpu, c, points, copies, kernel, usual.path == path ? usual.variant : -1, cold,
+                                          Effort{21, 0.3, 1e9}, 1, &ceilings);
+        *good &= measured.exact;
+      });
+      *good &= outcome == Outcome::kFine;
+      if (outcome == Outcome::kGpuLost) throw std::runtime_error("the GPU was lost");
     }
   }
 }

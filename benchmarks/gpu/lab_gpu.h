@@ -91,10 +91,12 @@ class OnDevice {
     p.entropy = entropy_.template as<T>();
     return p;
   }
-  // Overwrites the outputs, so that an answer that was never written is noticed.
+  // Overwrites the outputs, so that an answer that was never written is noticed. Waits: neither this nor the copies
+  // above are in order with what a non-blocking stream does next.
   void forget() const {
     check(cudaMemset(radius_.template as<T>(), 0x7e, rows() * sizeof(T)), "cudaMemset");
     check(cudaMemset(count_.template as<int64_t>(), 0x7e, rows() * sizeof(int64_t)), "cudaMemset");
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   }
   Answer<T> answer() const {
     Answer<T> a;

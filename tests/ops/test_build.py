@@ -182,9 +182,31 @@ extern "C" int aoti_torch_get_current_cuda_stream(int device, void** stream) {
 """
 
 
-@pytest.mark.skipif(
-    not _C.build_info()["cuda"] or torch.version.cuda is not None, reason="needs CUDA beside a CPU torch"
-)
+FIND_STREAM = """
+import ctypes, importlib.util, os, pathlib, sys
+
+# Not torch itself: one with CUDA would bring the real library along.
+torch_libraries = pathlib.Path(importlib.util.find_spec("torch").origin).parent / "lib"
+for name in ("libc10.so", "libtorch_cpu.so"):
+    ctypes.CDLL(str(torch_libraries / name), mode=os.RTLD_GLOBAL | os.RTLD_NOW)
+spec = importlib.util.spec_from_file_location("_C", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+
+def stream(device):
+    try:
+        return module.current_cuda_stream(device)
+    except RuntimeError as error:
+        return str(error)
+
+print(stream(3))
+kept = ctypes.CDLL(sys.argv[2], mode=os.RTLD_LOCAL | os.RTLD_NOW)
+print(stream(3), stream(0), stream(-1), sep="\\n")
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.skipif(not _C.build_info()["cuda"], reason="this build holds no CUDA kernels")
 @pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="needs g++ on Linux")
 def test_the_stream_is_found_in_a_library_whose_symbols_are_not_global(tmp_path: pathlib.Path) -> None:
     """torch loads libtorch_cuda.so with RTLD_LOCAL; this stand-in has its soname and is loaded the same way."""
@@ -192,20 +214,8 @@ def test_the_stream_is_found_in_a_library_whose_symbols_are_not_global(tmp_path:
     source.write_text(STAND_IN)
     options = ["-shared", "-fPIC", "-Wl,-soname,libtorch_cuda.so"]
     subprocess.run(["g++", *options, str(source), "-o", str(library)], check=True)
-    code = f"""
-import ctypes, os
-import qcse_ext
-from qcse_ext import _C
-def stream(device):
-    try:
-        return _C.current_cuda_stream(device)
-    except RuntimeError as error:
-        return str(error)
-before = stream(3)
-kept = ctypes.CDLL({str(library)!r}, mode=os.RTLD_LOCAL | os.RTLD_NOW)
-print(before, stream(3), stream(0), stream(-1), sep="\\n")
-"""
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    command = [sys.executable, "-P", "-c", FIND_STREAM, _C.__file__, str(library)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     before, third, first, failed = done.stdout.splitlines()
     assert "no CUDA library of torch is loaded" in before
     assert (int(third), int(first)) == (0x1003, 0x1000)
