@@ -218,11 +218,13 @@ def plan(tools: Tools, rest: bool) -> list[Stage]:
         ),
         Stage(
             "cuda tests",
-            90,
-            [*tests, "-n", "4"],
+            75,
+            [*tests, "-n", "4", "-k", "not memory"],
             rehearsal=[*tests, "-k", compared],
             environment=device,
         ),
+        # By itself: what is free on the GPU is not for one process alone to say.
+        Stage("cuda tests, memory", 15, [*tests, "-k", "memory"], environment=device),
         sanitize("memcheck", 45),
         sanitize("racecheck", 50),
         Stage(

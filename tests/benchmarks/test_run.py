@@ -59,7 +59,7 @@ def test_what_does_not_fit_is_named_and_left(capsys: pytest.CaptureFixture[str])
 
 def test_every_stage_that_needs_no_gpu_has_a_rehearsal(tools: Tools) -> None:
     without = [s.name for s in plan(tools, rest=False) if s.rehearsal is None]
-    assert without == ["ncu", "memcheck", "racecheck"]
+    assert without == ["ncu", "cuda tests, memory", "memcheck", "racecheck"]
 
 
 def test_the_kit_is_laid_out_without_replacing_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

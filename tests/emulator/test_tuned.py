@@ -1,6 +1,7 @@
 """From the laboratory's records to the kernel and tile that a call gets: tune.py's header, compiled and asked."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -40,6 +41,14 @@ def test_the_fastest_exact_variant_is_taken_and_the_rules_own_where_nothing_is_g
         (64, 64, 64): ("small", "16/1/4/1"),
         (256, 256, 8): ("screened", "4/3/64/32"),
     }
+
+
+def test_the_rules_variants_are_those_of_the_kernels() -> None:
+    text = (ROOT / "csrc" / "cuda" / "variants.h").read_text()
+    for name, kernel in (("EXACT", "small"), ("EXACT", "large"), ("SCREENED", "screened")):
+        line = re.search(rf"#define QCSE_RULED_{name}\(X\) (.*)", text)
+        assert line is not None
+        assert {v.replace(", ", "/") for v in re.findall(r"X\((.+?)\)", line[1])} == tune.RULED[kernel]
 
 
 def test_the_committed_header_is_what_the_committed_results_say(tmp_path: Path) -> None:
