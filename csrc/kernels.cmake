@@ -91,6 +91,7 @@ qcse_cuda_architectures(CMAKE_CUDA_ARCHITECTURES "${QCSE_CUDA_ARCHITECTURES}" "$
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES}")
 file(GLOB qcse_cuda_sources CONFIGURE_DEPENDS "${qcse_csrc}/cuda/*.cu")

@@ -7,7 +7,7 @@ python benchmarks/gpu/kit.py [--kit build/gpu-kit] [--python FLOOR_PYTHON] [--ar
     wheels/           packages that such a machine may lack; pure Python, so laying them out is all
     data/             trajectories of Hopper and HalfCheetah for the benchmarks (needs Gymnasium with MuJoCo)
     corl/             CORL's own trainers, where a checkout is named
-    commit            of this tree
+    commit, sources   this tree's commit, and a digest of what was compiled
 
 Run it with a Python that has cmake, pip and the training layer's packages; nvcc is needed, a GPU is not.
 """
@@ -15,6 +15,7 @@ Run it with a Python that has cmake, pip and the training layer's packages; nvcc
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import subprocess
@@ -32,6 +33,15 @@ def commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def digest_of_sources() -> str:
+    """Of all that the kit's compiled files are made from."""
+    digest = hashlib.sha256()
+    sources = [*(ROOT / "csrc").rglob("*"), *(ROOT / "benchmarks" / "gpu").glob("lab*"), ROOT / "CMakeLists.txt"]
+    for path in sorted(path for path in sources if path.is_file()):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def build_lab(architecture: str, folder: Path) -> Path:
@@ -58,6 +68,7 @@ def main() -> int:
     shutil.copy2(build_lab(options.architecture, ROOT / "build" / f"lab-{options.architecture}"), lab)
     subprocess.run(["strip", str(lab)], check=True)
     (kit / "commit").write_text(commit() + "\n")
+    (kit / "sources").write_text(digest_of_sources() + "\n")
     if options.lab_only:
         return 0
     if options.python:

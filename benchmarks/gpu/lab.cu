@@ -40,8 +40,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kJudged = 512;  // rows of a problem that the CPU solves too
 constexpr int kMaxCalls = 20;
-const std::map<std::string, Path> kKernels = {
-    {"small", Path::kSmall}, {"large", Path::kLarge}, {"screened", Path::kScreened}};
+// In the order in which they are measured: the slowest at large sizes comes last.
+const std::pair<std::string, Path> kKernels[] = {
+    {"screened", Path::kScreened}, {"small", Path::kSmall}, {"large", Path::kLarge}};
 
 // A flat JSON object.
 class Line {
@@ -166,13 +167,13 @@ std::string name_of(const Variant& v) {
 }
 
 struct Effort {
-  int runs;         // replays that are timed, at most
-  double seconds;   // and for how long
-  double hopeless;  // a first call that takes this many times `best` is not repeated
+  int runs;            // replays that are timed, at most
+  double seconds;      // and for how long
+  double hopeless_ms;  // a single call that takes longer is not captured and repeated
 };
 
 struct Measured {
-  double ms;  // the median
+  double single_ms;  // of one call by itself
   bool exact;
 };
 
@@ -184,8 +185,7 @@ int copies_of(const Case& c) {
 
 // Times one kernel on one case, warm or cold, and prints the record. `copies`: of the points, in `data`.
 Measured measure(const Gpu& gpu, const Case& c, const OnDevice<float>& data, int copies, const std::string& kernel,
-                 int variant, bool cold, const Effort& effort, double best, const Ceilings* ceilings) {
-  Choice choice{kKernels.at(kernel), variant};
+                 const Choice& choice, bool cold, const Effort& effort, const Ceilings* ceilings) {
   const Memory workspace(qcse::cuda::workspace_bytes(c.problem(), gpu.device, choice));
   const auto call = [&](int i) {
     check(
@@ -193,13 +193,14 @@ Measured measure(const Gpu& gpu, const Case& c, const OnDevice<float>& data, int
   };
   call(0);
   gpu.wait(kernel.c_str());
-  std::vector<double> times = {timed(gpu, [&] { call(0); })};
+  const double single = timed(gpu, [&] { call(0); });
+  std::vector<double> times = {single};
   int calls = 1;
   std::string timing = "eager";
   data.forget();
-  if (times[0] < effort.hopeless * best) {
+  if (single <= effort.hopeless_ms) {
     timing = "graph";
-    calls = std::clamp(static_cast<int>(20 / std::max(times[0], 1e-3)), 1, cold ? copies : kMaxCalls);
+    calls = std::clamp(static_cast<int>(20 / std::max(single, 1e-3)), 1, cold ? copies : kMaxCalls);
     const Graph graph(gpu, calls, call);
     std::optional<Memory> flushed;
     if (cold) flushed.emplace(2 * gpu.cache_bytes);
@@ -221,11 +222,9 @@ Measured measure(const Gpu& gpu, const Case& c, const OnDevice<float>& data, int
   }
   gpu.wait(kernel.c_str());
   const double ms = median(times);
-  const Choice usual = qcse::cuda::choose(c.problem(), gpu.device);
   Line line = c.describe(gpu.name);
   const std::vector<Variant> held = qcse::cuda::variants(choice.path);
-  line.add("kernel", kernel).add("variant", variant < 0 ? "rule" : name_of(held.at(variant)));
-  line.add("chosen", usual.path == choice.path && usual.variant == variant);
+  line.add("kernel", kernel).add("variant", choice.variant < 0 ? "rule" : name_of(held.at(choice.variant)));
   line.add("timing", timing).add("cache", cold ? "cold" : "warm").add("median_ms", ms);
   line.add("fastest_ms", *std::min_element(times.begin(), times.end())).add("runs", static_cast<int>(times.size()));
   const bool exact = c.agrees_with(data.answer());
@@ -236,9 +235,10 @@ Measured measure(const Gpu& gpu, const Case& c, const OnDevice<float>& data, int
     const double padded = c.pairs() * static_cast<double>((c.shape().dim + 15) / 16 * 16);
     line.add("all_pairs_exact_ms", 1e3 * dims / ceilings->differences_per_s);
     line.add("all_pairs_screen_ms", 1e3 * 2 * padded / ceilings->half_products_per_s);
+    line.add("chosen", qcse::cuda::choose(c.problem(), gpu.device).path == choice.path);
   }
   line.print();
-  return {ms, exact};
+  return {single, exact};
 }
 
 enum class Outcome { kFine, kFailed, kGpuLost };
@@ -275,6 +275,7 @@ int facts(const std::optional<Gpu>& gpu) {
     check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
     check(cudaRuntimeGetVersion(&runtime), "cudaRuntimeGetVersion");
     check(cudaDeviceGetAttribute(&clock, cudaDevAttrClockRate, 0), "cudaDeviceGetAttribute");
+    warm_up(*gpu);
     const Ceilings ceilings = measure_ceilings(*gpu);
     line.add("gpu", gpu->name).add("capability", gpu->device.capability);
     line.add("multiprocessors", gpu->device.multiprocessors).add("clock_mhz", clock / 1000);
@@ -421,10 +422,10 @@ void search_on_gpu(const Gpu& gpu, const Case& c, const Ceilings& ceilings, cons
     if (path == Path::kSmall && c.shape().refs > qcse::cuda::kSmallMaxRefs) continue;
     for (const bool cold : {false, true}) {
       if (options.over()) return;
+      if (cold && !c.shape().joined()) continue;  // there is one copy of separate references
       const Outcome outcome = attempt(kernel, [&] {
-        const Measured measured = measure(gpu, c, points, copies, kernel, usual.path == path ? usual.variant : -1, cold,
-                                          Effort{21, 0.3, 1e9}, 1, &ceilings);
-        *good &= measured.exact;
+        const Choice choice{path, usual.path == path ? usual.variant : -1};
+        *good &= measure(gpu, c, points, copies, kernel, choice, cold, Effort{21, 0.3, 1e9}, &ceilings).exact;
       });
       *good &= outcome == Outcome::kFine;
       if (outcome == Outcome::kGpuLost) throw std::runtime_error("the GPU was lost");
@@ -432,10 +433,10 @@ void search_on_gpu(const Gpu& gpu, const Case& c, const Ceilings& ceilings, cons
   }
 }
 
-// Every variant of every kernel, warm. A slow one is timed once.
+// Every variant of every kernel, warm. One that is far slower than another was is timed once.
 void tune_on_gpu(const Gpu& gpu, const Case& c, const Options& options, bool* good) {
   const OnDevice<float> points(c.problem(), 1);
-  double best = 1e9;
+  double best_single = 1e9;
   for (const auto& [kernel, path] : kKernels) {
     if (path == Path::kSmall && c.shape().refs > qcse::cuda::kSmallMaxRefs) continue;
     const std::vector<Variant> held = qcse::cuda::variants(path);
@@ -443,9 +444,11 @@ void tune_on_gpu(const Gpu& gpu, const Case& c, const Options& options, bool* go
       // tuned.h repeats some of those that are tried.
       if (std::find(held.begin(), held.begin() + variant, held[variant]) != held.begin() + variant) continue;
       const Outcome outcome = attempt(kernel + " " + name_of(held[variant]), [&] {
-        const Measured measured =
-            measure(gpu, c, points, 1, kernel, static_cast<int>(variant), false, Effort{9, 0.06, 2.5}, best, nullptr);
-        best = std::min(best, measured.ms);
+        // Of a short call most is its launches, and says little.
+        const Effort effort{9, 0.06, std::max(0.2, 2.5 * best_single)};
+        const Choice choice{path, static_cast<int>(variant)};
+        const Measured measured = measure(gpu, c, points, 1, kernel, choice, false, effort, nullptr);
+        best_single = std::min(best_single, measured.single_ms);
         *good &= measured.exact;
       });
       if (outcome == Outcome::kGpuLost) throw std::runtime_error("the GPU was lost");
@@ -456,6 +459,7 @@ void tune_on_gpu(const Gpu& gpu, const Case& c, const Options& options, bool* go
 int search(const std::optional<Gpu>& gpu, const Options& options, bool tune) {
   bool good = true;
   std::optional<Ceilings> ceilings;
+  if (gpu) warm_up(*gpu);
   if (gpu && !tune) ceilings = measure_ceilings(*gpu);
   for (const Shape& shape : options.sizes) {
     for (const std::string& data : options.data) {
@@ -488,13 +492,14 @@ int search(const std::optional<Gpu>& gpu, const Options& options, bool tune) {
 int profile(const std::optional<Gpu>& gpu) {
   struct Target {
     const char* kernel;
+    Path path;
     Shape shape;
   };
-  const Target targets[] = {{"small", {1, 256, 256, 17}},
-                            {"small", {1, 4096, 4096, 17}},
-                            {"screened", {1, 65536, 65536, 17}},
-                            {"screened", {1, 65536, 65536, 111}},
-                            {"large", {1, 65536, 65536, 5}}};
+  const Target targets[] = {{"small", Path::kSmall, {1, 256, 256, 17}},
+                            {"small", Path::kSmall, {1, 4096, 4096, 17}},
+                            {"screened", Path::kScreened, {1, 65536, 65536, 17}},
+                            {"large", Path::kLarge, {1, 65536, 65536, 5}},
+                            {"screened", Path::kScreened, {1, 65536, 65536, 111}}};
   bool all = true;
   for (const Target& target : targets) {
     all &=
@@ -502,7 +507,7 @@ int profile(const std::optional<Gpu>& gpu) {
           const Case c(target.shape, "normal", 12);
           if (!gpu) return;
           const OnDevice<float> data(c.problem(), 1);
-          const Choice choice{kKernels.at(target.kernel), -1};
+          const Choice choice{target.path};
           const Memory workspace(qcse::cuda::workspace_bytes(c.problem(), gpu->device, choice));
           check(qcse::cuda::launch(data.problem(0), gpu->device, workspace.as<unsigned char>(), gpu->stream, choice));
           gpu->wait(target.kernel);

@@ -237,32 +237,43 @@ struct Ceilings {
   double copied_gb_s, differences_per_s, half_products_per_s;
 };
 
-inline Ceilings measure_ceilings(const Gpu& gpu) {
 #if defined(QCSE_EMULATED_CUDA)
-  constexpr size_t kBytes = 1 << 10;
-  constexpr int kRounds = 1;
+inline constexpr size_t kCopied = 1 << 10;
+inline constexpr int kRounds = 1, kWarmUps = 1;
 #else
-  constexpr size_t kBytes = size_t{1} << 30;
-  constexpr int kRounds = 1 << 14;
+inline constexpr size_t kCopied = size_t{1} << 30;
+inline constexpr int kRounds = 1 << 14, kWarmUps = 200;
 #endif
-  constexpr unsigned kThreads = 512;
-  const Memory from(kBytes), to(kBytes), out(sizeof(float));
-  const unsigned blocks = static_cast<unsigned>(gpu.device.multiprocessors) * 4;
-  const auto run = [&](void (*kernel)(float*, int)) {
-    check(qcse::cuda::launch_kernel(kernel, dim3(blocks), dim3(kThreads), 0, gpu.stream, out.as<float>(), kRounds),
-          "launch");
-  };
+inline constexpr unsigned kCeilingThreads = 512;
+
+inline unsigned ceiling_blocks(const Gpu& gpu) { return static_cast<unsigned>(gpu.device.multiprocessors) * 4; }
+
+inline void run_ceiling(const Gpu& gpu, void (*kernel)(float*, int), float* out) {
+  check(
+      qcse::cuda::launch_kernel(kernel, dim3(ceiling_blocks(gpu)), dim3(kCeilingThreads), 0, gpu.stream, out, kRounds),
+      "launch");
+}
+
+// Some tenths of a second of work, so that the clocks are up: an idle GPU runs at a fraction of them.
+inline void warm_up(const Gpu& gpu) {
+  const Memory out(sizeof(float));
+  for (int i = 0; i < kWarmUps; ++i) run_ceiling(gpu, half_products, out.as<float>());
+  gpu.wait("warm-up");
+}
+
+inline Ceilings measure_ceilings(const Gpu& gpu) {
+  const Memory from(kCopied), to(kCopied), out(sizeof(float));
   std::vector<double> copies, singles, halves;
   for (int i = 0; i < 7; ++i) {
     copies.push_back(timed(gpu, [&] {
-      check(cudaMemcpyAsync(to.as<char>(), from.as<char>(), kBytes, cudaMemcpyDeviceToDevice, gpu.stream), "copy");
+      check(cudaMemcpyAsync(to.as<char>(), from.as<char>(), kCopied, cudaMemcpyDeviceToDevice, gpu.stream), "copy");
     }));
-    singles.push_back(timed(gpu, [&] { run(differences); }));
-    halves.push_back(timed(gpu, [&] { run(half_products); }));
+    singles.push_back(timed(gpu, [&] { run_ceiling(gpu, differences, out.as<float>()); }));
+    halves.push_back(timed(gpu, [&] { run_ceiling(gpu, half_products, out.as<float>()); }));
   }
   gpu.wait("ceilings");
-  const double thread_rounds = 1.0 * kThreads * blocks * kRounds;
-  return {2e-6 * static_cast<double>(kBytes) / median(copies), 8e3 * thread_rounds / median(singles),
+  const double thread_rounds = 1.0 * kCeilingThreads * ceiling_blocks(gpu) * kRounds;
+  return {2e-6 * static_cast<double>(kCopied) / median(copies), 8e3 * thread_rounds / median(singles),
           4 * 4096e3 * thread_rounds / 32 / median(halves)};
 }
 

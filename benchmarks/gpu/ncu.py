@@ -2,7 +2,7 @@
 
 python benchmarks/gpu/ncu.py LAB OUT
 
-Writes OUT/profile.ncu-rep (open it with ncu-ui beside the sources), OUT/profile.csv (all metrics) and
+Writes OUT/profile.ncu-rep.gz (for ncu-ui, unpacked, beside the sources), OUT/profile.csv (all metrics) and
 OUT/profile_source.csv.gz (counters for each instruction), and prints the first figures of each launch. The clocks are
 left as they are.
 """
@@ -17,10 +17,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-SECTIONS = ["SpeedOfLight", "LaunchStats", "Occupancy", "SchedulerStats", "WarpStateStats", "MemoryWorkloadAnalysis"]
-SECTIONS += ["SourceCounters"]
+SECTIONS = ["SpeedOfLight", "LaunchStats", "Occupancy", "SchedulerStats", "WarpStateStats", "ComputeWorkloadAnalysis"]
+SECTIONS += ["MemoryWorkloadAnalysis", "SourceCounters"]
 KERNELS = "regex:^knn_(small|large|screened)_kernel"
 SHOWN = {
     "Duration": "duration",
@@ -43,7 +44,7 @@ def main(lab: str, out: str) -> int:
     if ncu is None:
         print("ncu was not found beside nvcc nor on PATH: nothing is profiled")
         return 1
-    report = Path(out) / "profile.ncu-rep"
+    report = Path(tempfile.mkdtemp()) / "profile.ncu-rep"
     command = [ncu, "--clock-control", "none", "--kernel-name", KERNELS, "--force-overwrite", "--export", str(report)]
     for section in SECTIONS:
         command += ["--section", section]
@@ -58,13 +59,16 @@ def main(lab: str, out: str) -> int:
     table = details[details.find('"ID"') :]
     for row in csv.DictReader(io.StringIO(table)):
         launch = launches.setdefault(row["ID"], {"profiled_kernel": row["Kernel Name"], "grid": row["Grid Size"]})
-        if (name := SHOWN.get(row.get("Metric Name", ""))) is not None:
+        name = SHOWN.get(row.get("Metric Name", ""))
+        if name is not None and name not in launch:  # some names come again in another section, in other units
             launch[name] = f"{row['Metric Value']} {row['Metric Unit']}".strip()
     for launch in launches.values():
         print(json.dumps(launch))
     source = subprocess.run([*read, "source"], capture_output=True, text=True).stdout
     with gzip.open(Path(out) / "profile_source.csv.gz", "wt") as file:
         file.write(source)
+    with report.open("rb") as whole, gzip.open(Path(out) / "profile.ncu-rep.gz", "wb") as packed:
+        shutil.copyfileobj(whole, packed)
     return status or (0 if launches else 1)
 
 

@@ -54,6 +54,7 @@ SAVE_EVERY_S = 5.0
 KILL_WAIT_S = 5.0  # a process that hangs inside a driver may take a while to die, or never do
 
 NO_GPU = "left out: no GPU"
+NO_TIME = "left out: no time was left"
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 1, 36, 37
 LIBC = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
@@ -65,6 +66,7 @@ class Stage:
 
     `rehearsal`: the command that stands for it in a dry run; a stage that needs a GPU and has none is then left out.
     `results`: OUT/<results>.json takes in what the stage prints as JSON; several stages may share one file.
+    `spare`: for time that others leave. Its limit is not in the plan's sum, and it starts only if all of it is left.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Stage:
     rehearsal: Sequence[str | Path] | None = None
     results: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    spare: bool = False
 
 
 def unfinished(previous: Path, stages: Sequence[Stage], dry: bool, commit: object) -> list[Stage]:
@@ -96,6 +99,10 @@ def _passed(previous: Path, dry: bool, commit: object) -> set[str]:
         return set()  # missing or damaged: nothing is known to have passed
 
 
+def _sum_of_limits(stages: Sequence[Stage]) -> float:
+    return sum(stage.limit_s for stage in stages if not stage.spare)
+
+
 def _check(stages: Sequence[Stage], total_s: float) -> None:
     earlier: set[str] = set()
     for stage in stages:
@@ -110,7 +117,7 @@ def _check(stages: Sequence[Stage], total_s: float) -> None:
         if stage.results in ("", "gpu_run") or Path(stage.results or "").name != (stage.results or ""):
             raise ValueError(f"stage {stage.name!r}: {stage.results!r} cannot be the name of a results file")
         earlier.add(stage.name)
-    limits = sum(stage.limit_s for stage in stages)
+    limits = _sum_of_limits(stages)
     if limits > total_s + 1e-9:
         raise ValueError(f"the limits sum to {limits:g} s, but the run may take {total_s:g} s: shorten the plan")
 
@@ -255,8 +262,7 @@ class Runner:
                 except Exception as error:  # whatever went wrong here with one stage, the others shall not pay for it
                     self._say(traceback.format_exc().rstrip())
                     self._settle(stage, f"failed in the runner: {error!r}")
-            good = ("passed", NO_GPU) if self._dry else ("passed",)
-            failed = any(entry["status"] not in good for entry in self._entries.values())
+            failed = not all(self._is_good(stage) for stage in stages)
             if self._signal:
                 result = f"interrupted by {self._signal.name}"
             else:
@@ -266,6 +272,10 @@ class Runner:
             self._save()
             self._say(f"gpu_run: {result} in {time.monotonic() - begin:.1f} s; see {self._out / 'gpu_run.json'}")
         return 128 + self._signal if self._signal else int(failed)
+
+    def _is_good(self, stage: Stage) -> bool:
+        status = self._entries[stage.name]["status"]
+        return status == "passed" or (self._dry and status == NO_GPU) or (stage.spare and status == NO_TIME)
 
     def _prepare(self, stages: Sequence[Stage]) -> None:
         before = set() if self._state is None else _passed(self._state, self._dry, self._machine.get("commit"))
@@ -286,8 +296,8 @@ class Runner:
             with self._writing(self._out / name):
                 (self._out / name).unlink(missing_ok=True)
         for stage in stages:
-            self._say(f"{stage.limit_s:5g} s  {stage.name}")
-        self._say(f"{sum(stage.limit_s for stage in stages):5g} s  in all")
+            self._say(f"{stage.limit_s:5g} s  {stage.name}{', if so much is left' if stage.spare else ''}")
+        self._say(f"{_sum_of_limits(stages):5g} s  in all")
         self._save()
 
     def _run_stage(self, stage: Stage) -> None:
@@ -297,8 +307,8 @@ class Runner:
         elif self._dry and stage.needs_gpu:
             return self._settle(stage, NO_GPU)
         left_s = self.end - time.monotonic()
-        if left_s < SHORTEST_S:
-            return self._settle(stage, "left out: no time was left")
+        if left_s < (stage.limit_s * self._factor if stage.spare else SHORTEST_S):
+            return self._settle(stage, NO_TIME)
         # Not through a pipe, which a process that outlives the stage could hold open; and a file with a name would stay
         # behind if this process were killed.
         with tempfile.TemporaryFile() as output:

@@ -168,13 +168,16 @@ __device__ __forceinline__ void copies_wait() { __pipeline_wait_prior(0); }
 // code, which the driver counts among the unsafe calls, although nothing of it belongs to the graph.
 class CaptureRelaxed {
  public:
-  CaptureRelaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~CaptureRelaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  CaptureRelaxed() : changed_(cudaThreadExchangeStreamCaptureMode(&mode_) == cudaSuccess) {}
+  ~CaptureRelaxed() {
+    if (changed_) cudaThreadExchangeStreamCaptureMode(&mode_);
+  }
   CaptureRelaxed(const CaptureRelaxed&) = delete;
   CaptureRelaxed& operator=(const CaptureRelaxed&) = delete;
 
  private:
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+  bool changed_;
 };
 
 // Raises the kernel's limit of dynamic shared memory where the default of 48 KiB is too small.

@@ -15,6 +15,7 @@
 namespace qcse::cuda {
 
 Status select_device(int ordinal, Device* device) {
+  const CaptureRelaxed relaxed;  // this may be the process's first call
   cudaError_t status = cudaSetDevice(ordinal);
   const auto ask = [&](cudaDeviceAttr attribute) {
     int value = 0;
@@ -121,6 +122,7 @@ bool exists(const Choice& choice) { return choice.variant < static_cast<int>(var
 
 template <typename T>
 size_t workspace_bytes(const KnnProblem<T>& problem, const Device& device, Choice choice) {
+  const CaptureRelaxed relaxed;  // CUB looks at one of its kernels to tell what its sort needs
   choice = choose(problem, device, choice);
   if (!exists(choice)) return 0;  // `launch` says so
   switch (choice.path) {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import run
-from run import REST_S, TOTAL_S, Tools, fitting, plan
+from run import REST_S, TOTAL_S, Tools, fitted, plan
 from stages import ROOT, Stage, unfinished
 
 PREPARATION_S = 20  # laying the kit out and looking whether it loads
@@ -34,7 +34,7 @@ def test_the_plan_is_in_order_and_fits(tools: Tools) -> None:
     ]
     assert [s.name for s in stages if s.name in order] == order
     assert sum(s.limit_s for s in stages) <= TOTAL_S - PREPARATION_S
-    assert fitting(stages, TOTAL_S - PREPARATION_S) == stages
+    assert fitted(stages, [], TOTAL_S - PREPARATION_S) == stages
     assert len({s.results for s in stages if s.results} | {"log", "run", "rep", "csv", "source"}) <= 8
 
 
@@ -47,14 +47,34 @@ def test_the_second_command_does_what_the_first_left_and_then_the_rest(tools: To
     (tmp_path / "done.json").write_text(json.dumps(record))
     left = unfinished(tmp_path / "done.json", stages, False, "0")
     assert [s.name for s in left] == ["racecheck"]
-    names = [s.name for s in fitting([*left, *more], REST_S)]
-    assert names[:2] == ["racecheck", "initcheck"] and "synccheck" in names
+    chosen = fitted([*left, *more], [], REST_S)
+    assert [s.name for s in chosen[:2]] == ["racecheck", "initcheck"]
+    assert sum(s.limit_s for s in chosen if not s.spare) <= REST_S and len(chosen) == len(more) + 1
 
 
-def test_what_does_not_fit_is_named_and_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_gets_the_time_that_is_left() -> None:
     stages = [Stage("a", 60, ["true"]), Stage("b", 60, ["true"]), Stage("c", 30, ["true"])]
-    assert [s.name for s in fitting(stages, 100)] == ["a", "c"]
-    assert "no room in this plan for: b (60 s)" in capsys.readouterr().out
+    chosen = fitted(stages, [Stage("d", 5, ["true"])], 100)
+    assert [(s.name, s.spare) for s in chosen] == [("a", False), ("c", False), ("b", True), ("d", True)]
+
+
+def test_a_laboratory_that_answers_wrongly_is_not_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what finds out why."""
+    kit = tmp_path / "kit"
+    kit.mkdir()
+    (kit / "qcse_lab").write_text('#!/bin/sh\n[ "$1" = dump ]\n')
+    (kit / "qcse_lab").chmod(0o755)
+    monkeypatch.setattr(run, "WORK", tmp_path / "work")
+    monkeypatch.setenv("KIT", str(kit))
+    tools = run.prepare(tmp_path, dry=True)
+    assert tools.lab_ready and tools.lab == kit / "qcse_lab"
+
+
+def test_a_kit_of_other_sources_shows_in_every_record(tmp_path: Path) -> None:
+    (tmp_path / "sources").write_text("something else\n")
+    assert run.tree_commit(tmp_path).endswith("-with-another-kit")
+    (tmp_path / "sources").write_text(run.digest_of_sources() + "\n")
+    assert "kit" not in run.tree_commit(tmp_path)
 
 
 def test_every_stage_that_needs_no_gpu_has_a_rehearsal(tools: Tools) -> None:

@@ -575,3 +575,16 @@ def test_a_reader_that_has_gone_stops_nothing(tmp_path: Path) -> None:
         os.close(write)
     document = json.loads((tmp_path / "out" / "gpu_run.json").read_text())
     assert document["result"] == "passed" and "Broken pipe" in document["stdout"]
+
+
+def test_spare_stages_run_only_in_time_that_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = [
+        Stage("main", 9, [sys.executable, "-c", "pass"]),
+        Stage("fits", 5, [sys.executable, "-c", "pass"], spare=True),
+        Stage("too long", 60, [sys.executable, "-c", "pass"], spare=True),
+    ]
+    assert Runner(tmp_path, 10, False, {"commit": "0"}).run(stages) == 0
+    statuses = {e["stage"]: e["status"] for e in json.loads((tmp_path / "gpu_run.json").read_text())["stages"]}
+    assert statuses == {"main": "passed", "fits": "passed", "too long": "left out: no time was left"}
+    printed = capsys.readouterr().out
+    assert "9 s  in all" in printed and "60 s  too long, if so much is left" in printed
