@@ -67,8 +67,12 @@ def main() -> int:
     lab = kit / "qcse_lab"
     shutil.copy2(build_lab(options.architecture, ROOT / "build" / f"lab-{options.architecture}"), lab)
     subprocess.run(["strip", str(lab)], check=True)
+    sources = kit / "sources"
+    if not sources.exists() or sources.read_text().strip() != digest_of_sources():
+        for old in kit.glob("_C.*.so"):  # of other sources
+            old.unlink()
     (kit / "commit").write_text(commit() + "\n")
-    (kit / "sources").write_text(digest_of_sources() + "\n")
+    sources.write_text(digest_of_sources() + "\n")
     if options.lab_only:
         return 0
     if options.python:
