@@ -15,3 +15,7 @@ class CheckpointError(QcseError):
 
 class NonFiniteLossError(QcseError):
     """A loss became NaN or infinite; the batch it happened on has been saved."""
+
+
+class InUseError(QcseError):
+    """Another process writes the same folder or file."""
