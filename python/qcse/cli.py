@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -246,6 +247,7 @@ def _train(argv: list[str]) -> int:
 
     from . import checkpoint, train
     from .download import task_file
+    from .files import own
     from .tasks import find_task
 
     task = None if known.task is None else find_task(known.task)
@@ -264,25 +266,31 @@ def _train(argv: list[str]) -> int:
 
     if task is not None and config.dataset == task.path:
         task_file(task)
-    if parsed.resume is None:
-        trainer = train.Trainer(config, train.prepare_out(config))
-    else:
-        out = parsed.resume
-        group = train.group_of(out)
-        if group is not None:
-            raise ConfigError(f"resume: {out} was trained with other seeds; continue them all with --resume {group}")
-        train.refuse_contradictions(defaults, config, out)
-        path = out / checkpoint.NAME
-        # A run that was stopped before its first checkpoint has nothing to lose and starts again.
-        trainer = train.Trainer(config, out, checkpoint.load(path) if path.exists() else None)
-        if trainer.finished:
-            print(f"{out} is complete ({trainer.step} steps); nothing to do")
-            return 0
-    try:
-        trainer.run()
-    except train.RunInterrupted as stop:
-        print(f"{stop}; continue with: qcse train --resume {trainer.out}", file=sys.stderr)
-        return 130
+    out = parsed.resume or train.folder_of(config)
+    with ExitStack() as stack:
+        if parsed.resume is None:
+            train.check_folder(out)
+            stack.enter_context(own(out))
+            train.check_new(out)
+            trainer = train.Trainer(config, out)
+        else:
+            group = train.group_of(out)
+            if group is not None:
+                raise ConfigError(
+                    f"resume: {out} was trained with other seeds; continue them all with --resume {group}"
+                )
+            stack.enter_context(own(out))
+            train.refuse_contradictions(train.stored_config(out), config, out)
+            # A run that was stopped before its first checkpoint has nothing to lose and starts again.
+            trainer = train.Trainer(config, out, checkpoint.load_run(out))
+            if trainer.finished:
+                print(f"{out} is complete ({trainer.step} steps); nothing to do")
+                return 0
+        try:
+            trainer.run()
+        except train.RunInterrupted as stop:
+            print(f"{stop}; continue with: qcse train --resume {trainer.out}", file=sys.stderr)
+            return 130
     print(f"run complete: {trainer.out}; compare runs with `qcse report {trainer.out} ...`")
     return 0
 

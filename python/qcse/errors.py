@@ -19,3 +19,7 @@ class NonFiniteLossError(QcseError):
 
 class InUseError(QcseError):
     """Another process writes the same folder or file."""
+
+
+class WriteError(QcseError):
+    """A file that a run needs could not be written; the message says how to go on."""

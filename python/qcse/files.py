@@ -120,7 +120,7 @@ def own(path: str | os.PathLike[str], folder: bool = True) -> Iterator[None]:
         made = _make(place)
         mark = _take(place, "." if folder else _prefix(target), target)
         try:
-            _sweep(place, "." if folder else _prefix(target))
+            sweep(place, "." if folder else _prefix(target))
             yield
         finally:
             mark.unlink(missing_ok=True)
@@ -142,10 +142,10 @@ def _make(folder: Path) -> list[Path]:
     return missing
 
 
-def _sweep(folder: Path, prefix: str) -> None:
-    """Remove temporary files: their writers have ended, as only the owner writes."""
-    for path in folder.iterdir():
-        if path.name.startswith(prefix) and path.name.endswith(".partial"):
+def sweep(folder: Path, prefix: str = ".") -> None:
+    """Remove temporary files in a folder of one's own: their writers have ended, as only the owner writes."""
+    for path in folder.glob("*.partial"):
+        if path.name.startswith(prefix):
             path.unlink(missing_ok=True)
 
 

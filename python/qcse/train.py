@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from .buffer import NO_RETURN, ReplayBuffer
 from .config import TrainConfig, differences, from_dict, to_dict, validate
 from .datasets import Transitions, load_dataset, mean_and_spread, monte_carlo_returns, normalized_score
 from .envs import EpisodeRecorder, EvalResult, Evaluator, check_compatible, make_env, task_for
-from .errors import CheckpointError, ConfigError, NonFiniteLossError
+from .errors import CheckpointError, ConfigError, NonFiniteLossError, WriteError
+from .files import own
 from .log import RunLog, machine_facts, write_json
 from .reward import IntrinsicReward
 from .step import CudaGraph, UpdateStep, capturable
@@ -173,9 +174,17 @@ class Trainer:
         self.evaluator: Evaluator | None = None
         self.last_score = self.last_return_mean = float("nan")  # of the latest evaluation, over all seeds
         self._interrupted = False
+        self.checkpoints = checkpoint.Checkpoints(out)
         self._resumed: dict[str, Any] | None = None
         if state is not None:
-            self._load(state)
+            try:
+                self._load(state)
+            except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"checkpoint: what {out} holds does not fit its configuration, or was written by another version "
+                    f"of qcse ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); restore it "
+                    "from a copy, or start a new run with another --out"
+                ) from error
 
     # Building.
 
@@ -223,12 +232,29 @@ class Trainer:
         return "offline" if self.step <= self.config.offline_steps and self.config.offline_steps > 0 else "online"
 
     def run(self) -> None:
-        """Train until the last step; on Ctrl-C or SIGTERM save and raise RunInterrupted."""
+        """Train until the last step; on Ctrl-C, SIGTERM or a hang-up save and raise RunInterrupted.
+
+        Raises:
+            InUseError: another process trains in the folder.
+            WriteError: something could not be written; the last checkpoint is whole.
+        """
         if self.finished:
             return
-        config = self.config
-        self.out.mkdir(parents=True, exist_ok=True)
-        resumed = self._resumed
+        with ExitStack() as stack:
+            for folder in dict.fromkeys((self.out, *self.folders)):
+                stack.enter_context(own(folder))
+            try:
+                self._train()
+            except OSError as error:
+                raise WriteError(
+                    f"{error.filename or self.out}: {error.strerror or error}; make room or mend it, then go on from "
+                    f"the last checkpoint with `qcse train --resume {self.out}`"
+                ) from error
+
+    def _train(self) -> None:
+        config, resumed = self.config, self._resumed
+        if resumed is None:
+            checkpoint.refuse_begun(self.out)
         facts = machine_facts() | {"device": str(self.device), "data": self.data_facts}
         for folder, seed in {self.out: config.seed, **dict(zip(self.folders, self.seeds, strict=True))}.items():
             folder.mkdir(exist_ok=True)
@@ -240,7 +266,7 @@ class Trainer:
         log_rows = resumed["log_rows"] if resumed else [{"train_rows": 0, "eval_rows": 0}] * len(self.seeds)
         self.logs = [RunLog(folder, resume_rows=rows) for folder, rows in zip(self.folders, log_rows, strict=True)]
         if resumed is not None:  # what was written after the checkpoint will be written again
-            checkpoint.drop_segments(self.out, resumed["buffer"])
+            self.checkpoints.resume(resumed)
         self.started = self.saved_at = time.monotonic()
         self.speed_mark = (time.monotonic(), self.step)
         with self._interruptible(), self._progress() as bar:
@@ -473,16 +499,15 @@ class Trainer:
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM ends the run at the next step boundary, a second one at once."""
+        """The first Ctrl-C, SIGTERM or hang-up ends the run at the next step boundary, a second one at once."""
 
         def stop(number: int, frame: object) -> None:
             if self._interrupted:
                 raise KeyboardInterrupt
             self._interrupted = True
 
-        handled = (signal.SIGINT, signal.SIGTERM)
         try:
-            before = {number: signal.signal(number, stop) for number in handled}
+            before = {number: signal.signal(number, stop) for number in stop_signals()}
         except ValueError:  # not the main thread: signals are the caller's
             yield
             return
@@ -499,15 +524,12 @@ class Trainer:
         self.saved_at = time.monotonic()
         # Monte-Carlo returns of the running episodes are still to be filled in.
         settled = self.buffer.added - max(len(slots) for slots in self.episode_slots)
-        buffer = checkpoint.save_buffer(self.out, self.buffer, settled)
-        checkpoint.save(
-            self.out / checkpoint.NAME,
+        self.checkpoints.save(
             {
                 "config": json.dumps(to_dict(self.config)),
                 "step": self.step,
                 "agent": self.agent.state_dict(),
                 "reward": self.reward.state_dict(),
-                "buffer": buffer,
                 "streams": self.streams.state_dict(),
                 "environments": [env.state_dict() for env in self.envs],
                 "episodes": {
@@ -527,8 +549,9 @@ class Trainer:
                 "dataset": self.fingerprint,
                 "observation_scale": [torch.from_numpy(self.mean), torch.from_numpy(self.spread)],
             },
+            self.buffer,
+            settled,
         )
-        checkpoint.drop_segments(self.out, buffer)
 
     def _load(self, state: dict[str, Any]) -> None:
         mean, spread = state["observation_scale"]
@@ -563,28 +586,43 @@ class Trainer:
         self.chosen = state["chosen"]
         self.total_steps, self.wall_before = state["total_steps"], state["wall_seconds"]
         self.reward.load_state_dict(state["reward"])
-        checkpoint.load_buffer(self.out, self.buffer, state["buffer"])
+        checkpoint.load_buffer(self.out, self.buffer, state)
         self.streams.load_state_dict(state["streams"])
         episodes = state["episodes"]
         self.episode_slots, self.episode_rewards = episodes["slots"], episodes["rewards"]
         self.last_return, self.last_length = episodes["last_return"], episodes["last_length"]
         self.update_step.load_state_dict(state["metrics"])
-        self._resumed = {"log_rows": state["log_rows"], "buffer": {"segments": state["buffer"]["segments"]}}
+        self._resumed = {
+            "log_rows": state["log_rows"],
+            "buffer": {"segments": state["buffer"]["segments"]},
+            "files": state.get("files", {}),
+        }
         if not self.finished:
             for env, env_state in zip(self.envs, state["environments"], strict=True):
                 env.load_state_dict(env_state)
 
 
-def prepare_out(config: TrainConfig) -> Path:
-    """The run folder of a new run; ConfigError where it cannot be made or holds a run already."""
-    bonus = config.bonus.kind
-    out = config.out or Path("runs") / f"{config.env}-{config.algo}-{bonus}-seed{config.seed}"
-    if (out / "config.json").exists() or (out / checkpoint.NAME).exists():
-        raise ConfigError(
-            f"out: {out} already holds a run; continue it with `qcse train --resume {out}`, or name another --out"
-        )
-    check_folder(out)
-    return out
+def stop_signals() -> list[signal.Signals]:
+    """Signals that ask a process to end: Ctrl-C, SIGTERM, and a terminal's hang-up unless it is ignored (nohup)."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM] if ignored else [signal.SIGINT, signal.SIGTERM, hangup]
+
+
+def folder_of(config: TrainConfig) -> Path:
+    """The run folder of a new run, as named or by default."""
+    return config.out or Path("runs") / f"{config.env}-{config.algo}-{config.bonus.kind}-seed{config.seed}"
+
+
+def check_new(out: Path) -> None:
+    """ConfigError where a folder holds a run already."""
+    remains = ("config.json", checkpoint.NAME, checkpoint.PREVIOUS, "train.csv", "eval.csv", "buffer")
+    for name in remains:
+        if (out / name).exists():
+            raise ConfigError(
+                f"out: {out} already holds a run ({name}); continue it with `qcse train --resume {out}`, or name "
+                "another --out"
+            )
 
 
 def check_folder(out: Path) -> None:
@@ -622,7 +660,9 @@ def load_policy(out: Path, device: str = "auto", threads: int | None = None) -> 
     own, group = stored_config(out), group_of(out)
     folder = out if group is None else group
     config = dataclasses.replace(stored_config(folder), device=device, threads=threads)
-    state = checkpoint.load(folder / checkpoint.NAME)
+    state = checkpoint.load_run(folder, buffer=False)
+    if state is None:
+        raise CheckpointError(f"checkpoint: {folder} has none yet; train on with `qcse train --resume {folder}`")
     return Trainer(config, folder, state, quiet=True, learns=False), own.seed - config.seed
 
 

@@ -74,7 +74,7 @@ def read_visits(folder: Path) -> Visits | None:
     state_dim, action_dim = (rows[name].shape[-1] for name in ("observations", "actions"))
     capacity = min(config.online_buffer, max(config.online_steps, 1))
     buffer = ReplayBuffer(None, len(seeds), capacity, state_dim, action_dim, torch.device("cpu"))
-    checkpoint.load_buffer(home, buffer, state["buffer"])
+    checkpoint.load_buffer(home, buffer, state)
     seed = stored_config(folder).seed - config.seed
     mean, spread = (part.numpy() for part in state["observation_scale"])
     chosen = torch.from_numpy(_spread(buffer.size, STATES))

@@ -18,7 +18,13 @@ from qcse import files
 from qcse.errors import InUseError
 from qcse.files import atomic_path, own
 
-HOLD = "import sys, time; from qcse.files import own\nwith own(sys.argv[1], sys.argv[2] == 'folder'):\n    print('mine', flush=True); time.sleep(60)"
+HOLD = """
+import sys, time
+from qcse.files import own
+with own(sys.argv[1], sys.argv[2] == "folder"):
+    print("mine", flush=True)
+    time.sleep(60)
+"""
 
 
 def holder(path: Path, folder: bool = True) -> subprocess.Popen[str]:
