@@ -18,6 +18,7 @@ import tyro
 
 from .config import Algo, BonusKind, TrainConfig, from_dict, has_preset, preset, to_dict
 from .errors import ConfigError, QcseError
+from .signals import end_with_parent
 
 SUMMARY = """usage: qcse COMMAND [OPTIONS]
 
@@ -235,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(argv: list[str]) -> int:
+    end_with_parent()
     peek = argparse.ArgumentParser(prog="qcse train", add_help=False, allow_abbrev=False)
     peek.add_argument("--algo", default="cal_ql")
     peek.add_argument("--env")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import ConfigError
+from .files import own
 from .report import report, run_folders
 from .sweep import rows, run_all
 from .train import check_folder
@@ -48,9 +49,10 @@ def demo(args: DemoArgs) -> int:
     options += ["--offline-steps", str(args.offline_steps), "--online-steps", str(args.online_steps)]
     arms = {args.out / f"{args.algo}-{bonus}": bonus for bonus in ("none", "qcse")}
     runs = {out: [*options, "--bonus", bonus] for out, bonus in arms.items()}
-    run_all(runs, args.offline_steps + args.online_steps, workers=min(2, os.cpu_count() or 1))
-    _table(arms)
-    print(report(list(arms), args.out))
+    with own(args.out):
+        run_all(runs, args.offline_steps + args.online_steps, workers=min(2, os.cpu_count() or 1))
+        _table(arms)
+        print(report(list(arms), args.out))
     print(
         f"\ndone in {time.monotonic() - started:.0f} s. The full protocol on your own data:\n"
         "  qcse train --algo cal_ql --env Hopper-v5 --dataset hopper-medium-replay.hdf5 --bonus qcse\n"

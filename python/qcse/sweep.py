@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,9 +20,12 @@ from tqdm import tqdm
 
 from .envs import task_for
 from .errors import ConfigError, QcseError
+from .files import own
 from .log import write_json
 from .report import report, run_folders
+from .signals import WITH_PARENT, stop_signals
 from .tasks import find_task
+from .train import check_folder
 
 if TYPE_CHECKING:
     from .cli import SweepArgs
@@ -41,8 +45,8 @@ def train_command(out: Path, options: Sequence[str]) -> list[str]:
 def run_all(runs: Mapping[Path, Sequence[str]], steps: int, workers: int) -> None:
     """Train every run folder with its options, `workers` processes at a time, with a live line for each.
 
-    A process's output goes to <folder>.log. On an error or Ctrl-C the others are stopped; they save their checkpoints,
-    so that the same call goes on where this one stopped.
+    A process's output goes to <folder>.log. On an error, Ctrl-C or a hang-up the others are stopped; they save their
+    checkpoints, so that the same call goes on where this one stopped. They stop, too, where this process is killed.
 
     Raises:
         QcseError: a run failed; the message holds the end of its log.
@@ -60,8 +64,14 @@ def run_all(runs: Mapping[Path, Sequence[str]], steps: int, workers: int) -> Non
                 command = train_command(out, runs[out])
                 with open(_log(out), "ab") as log:
                     # In a session of its own: Ctrl-C reaches this process only, which then ends the others in order.
+                    # Nothing is written to the pipe; its end tells that this process is gone.
                     running[out] = subprocess.Popen(
-                        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                        command,
+                        stdout=log,
+                        stderr=log,
+                        stdin=subprocess.PIPE,
+                        start_new_session=True,
+                        env=os.environ | {WITH_PARENT: "1"},
                     )
                 bars[out] = tqdm(total=steps, desc=out.name, unit="step", position=len(bars), disable=quiet)
             time.sleep(0.5)
@@ -69,7 +79,7 @@ def run_all(runs: Mapping[Path, Sequence[str]], steps: int, workers: int) -> Non
                 ended = process.poll() is not None
                 _show(bars[out], out)
                 if ended:
-                    del running[out]
+                    _closed(running.pop(out))
                     if process.returncode != 0:
                         raise QcseError(_failure(out, process.returncode))
                     if quiet:
@@ -79,18 +89,25 @@ def run_all(runs: Mapping[Path, Sequence[str]], steps: int, workers: int) -> Non
             process.terminate()  # it saves its checkpoint
         for process in running.values():
             process.wait()
+            _closed(process)
         for bar in bars.values():
             bar.close()
 
 
+def _closed(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+
+
 def _stop_on_signals() -> None:
-    """Ctrl-C and SIGTERM alike end this process by KeyboardInterrupt, even where a shell had told it to ignore them."""
+    """Ctrl-C, SIGTERM and a hang-up that is not ignored end this process by KeyboardInterrupt, the first two even where
+    a shell had told it to ignore them."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in stop_signals():
             signal.signal(number, stop)
 
 
@@ -131,15 +148,30 @@ def sweep(args: SweepArgs, extra: Sequence[str]) -> int:
     """Run the sweep that `args` describes and write its report; `extra` goes to every `qcse train`."""
     definition = _definition(args, extra)
     out = Path(args.out)
-    stored = out / "sweep.json"
-    if stored.exists() and (before := json.loads(stored.read_text())) != definition:
-        changed = ", ".join(name for name in definition if before.get(name) != definition[name])
-        raise ConfigError(
-            f"out: {out} holds another sweep (it differs in: {changed}); give the options that it was started with to "
-            "continue it, or name another --out"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(stored, definition)
+    runs = _runs(out, definition)
+    steps = definition["offline_steps"] + definition["online_steps"]
+    check_folder(out)
+    with own(out):
+        stored = out / "sweep.json"
+        if stored.exists() and (before := json.loads(stored.read_text())) != definition:
+            changed = ", ".join(name for name in definition if before.get(name) != definition[name])
+            raise ConfigError(
+                f"out: {out} holds another sweep (it differs in: {changed}); give the options that it was started with "
+                "to continue it, or name another --out"
+            )
+        write_json(stored, definition)
+        print(f"{len(runs)} processes of up to {args.batch_seeds} seeds, {args.workers} at a time, {steps} steps each")
+        run_all(runs, steps, args.workers)
+        print(report(sorted(runs), out / "report"))
+    return 0
+
+
+def _runs(out: Path, definition: Mapping[str, Any]) -> dict[Path, list[str]]:
+    """Run folder -> its options.
+
+    Raises:
+        ConfigError: two runs would share a folder; on some systems letters' case does not tell names apart.
+    """
     runs: dict[Path, list[str]] = {}
     first, batch = definition["first_seed"], definition["batch_seeds"]
     stop = first + definition["seeds"]
@@ -148,12 +180,14 @@ def sweep(args: SweepArgs, extra: Sequence[str]) -> int:
     ):
         words = [*task["options"], "--algo", algo, "--bonus", bonus, "--seed", seed, "--seeds", min(batch, stop - seed)]
         words += ["--offline-steps", definition["offline_steps"], "--online-steps", definition["online_steps"]]
-        runs[out / f"{task['name']}-{algo}-{bonus}-from{seed}"] = [*map(str, words), *definition["extra"]]
-    steps = definition["offline_steps"] + definition["online_steps"]
-    print(f"{len(runs)} processes of up to {batch} seeds, {args.workers} at a time, {steps} steps each")
-    run_all(runs, steps, args.workers)
-    print(report(sorted(runs), out / "report"))
-    return 0
+        name = f"{task['name']}-{algo}-{bonus}-from{seed}"
+        if name.lower() in {folder.name.lower() for folder in runs}:
+            raise ConfigError(
+                f"sweep: two runs would be called {name}; expected each environment with its dataset, task, algorithm "
+                "and bonus once, and datasets of one environment under different file names"
+            )
+        runs[out / name] = [*map(str, words), *definition["extra"]]
+    return runs
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -178,6 +212,11 @@ def read_file(path: Path) -> dict[str, Any]:
     return options
 
 
+def _stem(dataset: str) -> str:
+    """What tells the datasets of one environment apart in the names of their runs."""
+    return dataset.removeprefix("minari:") if dataset.startswith("minari:") else Path(dataset).stem
+
+
 def _place(dataset: Path) -> str:
     """A dataset's absolute path, or its name in Minari as it is."""
     name = str(dataset)
@@ -198,7 +237,8 @@ def _definition(args: SweepArgs, extra: Sequence[str]) -> dict[str, Any]:
     for i, env in enumerate(args.envs):
         task_for(env)  # a wrong name is better told now than by the run that it is for
         data = [] if not args.datasets else ["--dataset", _place(Path(args.datasets[i]))]
-        tasks.append({"name": env.replace("/", "-"), "options": ["--env", env, *data]})
+        name = env if args.envs.count(env) == 1 or not data else f"{env}-{_stem(data[1])}"
+        tasks.append({"name": name.replace("/", "-"), "options": ["--env", env, *data]})
     if not tasks:
         raise ConfigError("envs, tasks: got none; expected --envs with --datasets, or --tasks")
     options = {name: getattr(args, name) for name in OPTIONS if name not in ("envs", "datasets", "tasks")}

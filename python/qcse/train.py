@@ -38,6 +38,7 @@ from .errors import CheckpointError, ConfigError, NonFiniteLossError, WriteError
 from .files import own
 from .log import RunLog, machine_facts, write_json
 from .reward import IntrinsicReward
+from .signals import stop_signals
 from .step import CudaGraph, UpdateStep, capturable
 from .streams import Streams
 
@@ -600,13 +601,6 @@ class Trainer:
         if not self.finished:
             for env, env_state in zip(self.envs, state["environments"], strict=True):
                 env.load_state_dict(env_state)
-
-
-def stop_signals() -> list[signal.Signals]:
-    """Signals that ask a process to end: Ctrl-C, SIGTERM, and a terminal's hang-up unless it is ignored (nohup)."""
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM] if ignored else [signal.SIGINT, signal.SIGTERM, hangup]
 
 
 def folder_of(config: TrainConfig) -> Path:
