@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import signal
 import subprocess
 import time
@@ -9,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import QUICK, qcse_command
+
+from qcse.config import from_dict
 
 
 @pytest.mark.slow
@@ -65,3 +70,70 @@ def test_bad_sweeps_are_named(words: list[str], message: str, tmp_path: Path, qc
     result = qcse("sweep", *words)
     assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["odd.toml"]
+
+
+def test_datasets_of_one_environment_are_told_apart(hopper_data: Path, tmp_path: Path, qcse) -> None:
+    for name in ("a.hdf5", "b.hdf5", "other/a.hdf5"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(hopper_data, tmp_path / name)
+    command = ["sweep", "--envs", "Hopper-v5", "Hopper-v5", "--algos", "iql", "--bonuses", "none", "--seeds", 1]
+    command += ["--offline-steps", 2, "--online-steps", 0, "--out", "s", "--datasets"]
+    refused = qcse(*command, "a.hdf5", "other/a.hdf5")
+    assert refused.returncode == 1 and "two runs would be called Hopper-v5-a-iql-none-from0" in refused.stderr
+    assert not (tmp_path / "s").exists()
+    qcse(*command, "a.hdf5", "b.hdf5", "--", *QUICK, check=True)
+    configs = [from_dict(json.loads(path.read_text())) for path in sorted(tmp_path.glob("s/*/config.json"))]
+    assert [config.dataset for config in configs] == [tmp_path / "a.hdf5", tmp_path / "b.hdf5"]
+
+
+@pytest.mark.parametrize("words", [["--algos", "cql", "cql"], ["--bonuses", "se", "se"], ["--tasks", "hopper-replay"]])
+def test_a_combination_that_is_there_twice_is_refused(words: list[str], tmp_path: Path, qcse) -> None:
+    tasks = ["--tasks", "hopper-replay", *words[1:]] if words[0] == "--tasks" else ["--tasks", "hopper-replay", *words]
+    result = qcse("sweep", *tasks)
+    assert result.returncode == 1 and "two runs would be called hopper-replay" in result.stderr
+
+
+def endless_sweep(tmp_path: Path, hopper_data: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """A sweep whose only run would take hours, and the process number of its trainer."""
+    command = ["sweep", "--envs", "Hopper-v5", "--datasets", hopper_data, "--algos", "iql", "--bonuses", "none"]
+    command += ["--seeds", 1, "--offline-steps", 10**7, "--online-steps", 0, "--out", "s", "--", *QUICK]
+    process = subprocess.Popen(qcse_command(*command), cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("s/*/checkpoint.pt")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    marks = list(tmp_path.glob("s/*/.*.lock"))
+    return process, int(marks[0].name.split("-")[3])
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL])
+def test_the_trainers_end_with_the_sweep(number: int, hopper_data: Path, tmp_path: Path, qcse) -> None:
+    process, trainer = endless_sweep(tmp_path, hopper_data)
+    second = qcse("sweep", "--tasks", "hopper-replay", "--out", "s")
+    assert second.returncode == 1 and f"is in use by process {process.pid}" in second.stderr
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{trainer}").exists() and "Z" not in Path(f"/proc/{trainer}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline, "the trainer goes on alone"
+        time.sleep(0.05)
+    log = next(tmp_path.glob("s/*.log")).read_text()
+    assert "stopped at step" in log and not list(tmp_path.glob("s/*/.*.lock"))
+
+
+def test_a_hangup_that_is_ignored_is_ignored(hopper_data: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
+    )
+    command = ["train", "--env", "Hopper-v5", "--dataset", hopper_data, "--algo", "iql", "--offline-steps", 10**7]
+    words = qcse_command(*command, "--online-steps", 0, "--out", "r", *QUICK)
+    process = subprocess.Popen([words[0], "-c", code, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "r" / "checkpoint.pt").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.terminate()
+    assert "stopped at step" in process.communicate(timeout=60)[1]
