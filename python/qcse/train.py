@@ -11,6 +11,7 @@ import ctypes
 import dataclasses
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -39,7 +40,7 @@ from .files import own
 from .log import RunLog, machine_facts, write_json
 from .reward import IntrinsicReward
 from .signals import stop_signals
-from .step import CudaGraph, UpdateStep, capturable
+from .step import WARM_UP, CudaGraph, UpdateStep, capturable
 from .streams import Streams
 
 MAY_MOVE = ("dataset",)  # options that may change from one part of a run to the next: the file is known by its content
@@ -106,6 +107,7 @@ class Trainer:
         stop_at_return: end the run after an evaluation with at least this mean return.
         quiet: no progress bar and no lines.
         learns: False builds what evaluation needs only: neither dataset nor buffers.
+        rehearses: the run whose options are tried here, on its dataset (see `_rehearse`).
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Trainer:
         stop_at_return: float | None = None,
         quiet: bool = False,
         learns: bool = True,
+        rehearses: Trainer | None = None,
     ) -> None:
         self.task = task_for(config.env)
         validate(config)
@@ -130,7 +133,7 @@ class Trainer:
         self.seeds = list(range(config.seed, config.seed + config.seeds))
         self.envs = [EpisodeRecorder(wrap_env(make_env(config.env))) for _ in self.seeds]
         self.learns = learns
-        given = config.dataset if learns else None
+        given = config.dataset if learns and rehearses is None else None
         exact, limit = config.d4rl_transitions, self.task.max_episode_steps
         self.data = None if given is None else load_dataset(given, not quiet, exact, limit)
         if self.data is not None:
@@ -143,6 +146,8 @@ class Trainer:
         self.mean, self.spread = self._observation_scale()
         self.fingerprint = "" if self.data is None else self.data.fingerprint()  # before it is scaled in place
         dataset = None if self.data is None else self._dataset_columns(self.data)
+        if rehearses is not None:
+            self.mean, self.spread, dataset = rehearses.mean, rehearses.spread, rehearses.buffer.dataset
         capacity = min(config.online_buffer, max(config.online_steps, 1)) if learns else 1
         try:
             self.buffer = ReplayBuffer(dataset, len(self.seeds), capacity, self.state_dim, self.action_dim, self.device)
@@ -165,6 +170,7 @@ class Trainer:
         self.chosen: Tensor | None = None  # the next actions [S, A], where `overlap` has chosen them already
         self.wall_before = 0.0
         make_graph = CudaGraph if capturable(config, self.device) else None
+        self.logs: list[RunLog] = []
         self.update_step = UpdateStep(config, self.agent, self.buffer, self.reward, self.streams, make_graph)
         self.logged_at = 0
         # Slots and learner's rewards of each seed's current episode, for Monte-Carlo returns.
@@ -175,6 +181,7 @@ class Trainer:
         self.evaluator: Evaluator | None = None
         self.last_score = self.last_return_mean = float("nan")  # of the latest evaluation, over all seeds
         self._interrupted = False
+        self.started = time.monotonic()
         self.checkpoints = checkpoint.Checkpoints(out)
         self._resumed: dict[str, Any] | None = None
         if state is not None:
@@ -256,6 +263,8 @@ class Trainer:
         config, resumed = self.config, self._resumed
         if resumed is None:
             checkpoint.refuse_begun(self.out)
+        if 0 < config.online_steps and self.step <= config.offline_steps:
+            self._rehearse()
         facts = machine_facts() | {"device": str(self.device), "data": self.data_facts}
         for folder, seed in {self.out: config.seed, **dict(zip(self.folders, self.seeds, strict=True))}.items():
             folder.mkdir(exist_ok=True)
@@ -287,6 +296,47 @@ class Trainer:
                 self._boundary(bar)
         for log in self.logs:
             log.close()
+
+    def _rehearse(self) -> None:
+        """Do once what each phase will do, so that nothing can fail for the first time after hours of the other.
+
+        What takes part is thrown away: networks, generators, environments and a buffer of its own, with as many rows as
+        the bonus's search needs. Evaluation is not in it: the untrained policy's comes first in any run.
+        """
+        config = self.config
+        rows = 2 if config.bonus.kind == "none" else config.bonus.k + 1
+        short = dataclasses.replace(
+            config,
+            offline_steps=min(config.offline_steps, 1),
+            online_steps=max(rows, config.bonus.reference_size),
+            online_buffer=max(rows, config.bonus.reference_size),
+            learning_starts=0,
+            random_steps=min(config.random_steps, rows - 1),
+            updates_per_step=1,
+        )
+        held = random.getstate(), np.random.get_state()  # environments may draw from these
+        with torch.random.fork_rng():
+            trial = Trainer(short, self.out, quiet=True, rehearses=self)
+            trial.update_step(online=False) if short.offline_steps else None
+            trial.step = short.offline_steps
+            trial.reward.start_online()
+            for _ in range(rows):
+                trial._act()
+                trial.step += 1
+            for s, slots in enumerate(trial.episode_slots):
+                if slots:
+                    trial._episode_end(s, terminal=False)
+            trial.buffer.online["observations"][:, :rows] += 1e-3 * torch.arange(rows, device=self.device).view(-1, 1)
+            turns = short.policy_every or 1  # until the policy has moved; a graph is captured once it is warm
+            for _ in range(turns if self.device.type == "cpu" else max(turns, WARM_UP + 2)):
+                trial.update_step(online=True)
+            path = self.out / "rehearsal.pt"
+            checkpoint.save(path, trial._state() | {"rows": trial.buffer.rows_of(0, rows)})
+            path.unlink()
+        random.setstate(held[0])
+        np.random.set_state(held[1])
+        for env in trial.envs:
+            env.env.close()
 
     @property
     def folders(self) -> list[Path]:
@@ -525,34 +575,34 @@ class Trainer:
         self.saved_at = time.monotonic()
         # Monte-Carlo returns of the running episodes are still to be filled in.
         settled = self.buffer.added - max(len(slots) for slots in self.episode_slots)
-        self.checkpoints.save(
-            {
-                "config": json.dumps(to_dict(self.config)),
-                "step": self.step,
-                "agent": self.agent.state_dict(),
-                "reward": self.reward.state_dict(),
-                "streams": self.streams.state_dict(),
-                "environments": [env.state_dict() for env in self.envs],
-                "episodes": {
-                    "slots": self.episode_slots,
-                    "rewards": self.episode_rewards,
-                    "last_return": self.last_return,
-                    "last_length": self.last_length,
-                },
-                "metrics": self.update_step.state_dict(),
-                "log_rows": [log.state() for log in self.logs],
-                "evaluated_at": self.evaluated_at,
-                "pending": self.pending,
-                "chosen": self.chosen,
-                "total_steps": self.total_steps,
-                "wall_seconds": self._wall(),
-                "threads": torch.get_num_threads(),
-                "dataset": self.fingerprint,
-                "observation_scale": [torch.from_numpy(self.mean), torch.from_numpy(self.spread)],
+        self.checkpoints.save(self._state(), self.buffer, settled)
+
+    def _state(self) -> dict[str, Any]:
+        """All that a checkpoint holds but the buffer."""
+        return {
+            "config": json.dumps(to_dict(self.config)),
+            "step": self.step,
+            "agent": self.agent.state_dict(),
+            "reward": self.reward.state_dict(),
+            "streams": self.streams.state_dict(),
+            "environments": [env.state_dict() for env in self.envs],
+            "episodes": {
+                "slots": self.episode_slots,
+                "rewards": self.episode_rewards,
+                "last_return": self.last_return,
+                "last_length": self.last_length,
             },
-            self.buffer,
-            settled,
-        )
+            "metrics": self.update_step.state_dict(),
+            "log_rows": [log.state() for log in self.logs],
+            "evaluated_at": self.evaluated_at,
+            "pending": self.pending,
+            "chosen": self.chosen,
+            "total_steps": self.total_steps,
+            "wall_seconds": self._wall(),
+            "threads": torch.get_num_threads(),
+            "dataset": self.fingerprint,
+            "observation_scale": [torch.from_numpy(self.mean), torch.from_numpy(self.spread)],
+        }
 
     def _load(self, state: dict[str, Any]) -> None:
         mean, spread = state["observation_scale"]

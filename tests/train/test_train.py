@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from test_resume import equal
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -137,6 +138,72 @@ def test_phases_are_logged_and_offline_steps_touch_no_environment(hopper_data: P
     machine = json.loads((tmp_path / "machine.json").read_text())
     assert machine["data"]["rows"] == 600 and machine["device"] == "cpu"
     assert list((tmp_path / "tensorboard").rglob("events.*"))
+
+
+@pytest.mark.parametrize(
+    ("algo", "bonus", "changes"),
+    [
+        ("cal_ql", "qcse", {"seeds": 2}),
+        ("cql", "se", {"random_steps": 9, "overlap": True}),
+        ("rlpd", "rnd", {"update_after": "episode"}),
+        ("td3_bc", "vcse", {}),
+    ],
+)
+def test_a_rehearsal_leaves_no_trace(
+    algo: str, bonus: str, changes: dict[str, object], hopper_data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    steps = {"offline_steps": 0 if algo == "rlpd" else 8, "online_steps": 12, "dataset": hopper_data, "log_every": 4}
+    config = quick(algo, "Hopper-v5", bonus=bonus_preset(bonus), **steps, **changes)
+    config.bonus.k = 3
+    if config.offline_fraction is None:
+        config.bonus.references = "sample"
+    seen: list[int] = []
+
+    class Counting(gym.Wrapper):
+        def step(self, action):
+            seen.append(1)
+            return self.env.step(action)
+
+    def run(name: str) -> None:
+        Trainer(config, tmp_path / name, quiet=True, wrap_env=Counting).run()
+
+    run("with")
+    assert len(seen) == 12 * config.seeds
+    monkeypatch.setattr(Trainer, "_rehearse", lambda self: None)
+    run("without")
+    timed = ("wall_seconds", "steps_per_second")
+    for path in sorted((tmp_path / "with").rglob("*.csv")):
+        tables = []
+        for name in ("with", "without"):
+            with open(tmp_path / name / path.relative_to(tmp_path / "with"), newline="") as file:
+                tables.append([{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(file)])
+        assert tables[0] == tables[1] and len(tables[0]) >= 2
+    a, b = (checkpoint.load(tmp_path / name / checkpoint.NAME) for name in ("with", "without"))
+    for part in ("agent", "reward", "buffer", "streams", "environments", "episodes"):
+        assert equal(a[part], b[part]), part
+    assert {p.name for p in (tmp_path / "with").iterdir()} == {p.name for p in (tmp_path / "without").iterdir()}
+
+
+@pytest.mark.parametrize("where", ["step", "end", "bonus", "save"])
+def test_what_fails_online_fails_before_pre_training(
+    where: str, hopper_data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    config = quick("cal_ql", "Hopper-v5", dataset=hopper_data, offline_steps=500, online_steps=10)
+    config.bonus, config.bonus.k, config.cql.calibration_online = bonus_preset("qcse"), 3, "task_return"
+
+    def fails(*args: object, **kwargs: object) -> None:
+        raise OverflowError(where)
+
+    if where == "step":
+        monkeypatch.setattr("gymnasium.envs.mujoco.hopper_v5.HopperEnv.step", fails)
+    elif where == "bonus":
+        monkeypatch.setattr("qcse.reward.IntrinsicReward.add_to", fails)
+    else:
+        monkeypatch.setattr(Trainer, {"end": "_episode_end", "save": "_state"}[where], fails)
+    trainer = Trainer(config, tmp_path / "run", quiet=True)
+    with pytest.raises(Exception, match=where):
+        trainer.run()
+    assert trainer.step == 0 and not (tmp_path / "run").exists()
 
 
 def test_bonus_changes_online_learning_only(hopper_data: Path, tmp_path: Path) -> None:
