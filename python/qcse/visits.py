@@ -3,7 +3,6 @@ look at. All of it is read from the run's last checkpoint; nothing is logged for
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from . import checkpoint
 from .agents import AGENTS
 from .buffer import ReplayBuffer
-from .config import TrainConfig, from_dict
+from .config import TrainConfig, from_json
 from .datasets import DatasetError, load_dataset, task_family
 from .inspection import principal_components
 from .reward import IntrinsicReward
@@ -66,7 +65,7 @@ def read_visits(folder: Path) -> Visits | None:
     if not (home / checkpoint.NAME).is_file():
         return None
     state = checkpoint.load(home / checkpoint.NAME)
-    config = from_dict(json.loads(state["config"]))
+    config = from_json(state["config"], f"{home / checkpoint.NAME}: config")
     rows = state["buffer"]["rows"]
     if state["buffer"]["added"] == 0:
         return None
