@@ -20,7 +20,8 @@ from typing import Any
 
 from .errors import ConfigError
 
-LARGEST_FILE = 16 << 20  # bytes; a configuration has a few thousand
+LARGEST_FILE = 1 << 20  # bytes; a configuration has a few thousand
+LARGEST_TOML = 1 << 16  # tomllib's time grows with the square of what some files hold
 DEEPEST = 50  # objects in objects; a configuration has two
 INT64 = 2**63
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path (a text)"}
@@ -38,19 +39,19 @@ def shown(value: object) -> str:
 # Files.
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, largest: int = LARGEST_FILE) -> bytes:
     """A small file's content.
 
     Raises:
-        ConfigError: it is larger than LARGEST_FILE, or not a file.
+        ConfigError: it is larger than `largest`, or not a file.
         OSError: it cannot be read.
     """
     if path.exists() and not path.is_file():  # a named pipe would hang, a device might never end
         raise ConfigError(f"{path} is not a file; expected a text file")
     with open(path, "rb") as file:
-        content = file.read(LARGEST_FILE + 1)
-    if len(content) > LARGEST_FILE:
-        raise ConfigError(f"{path} has more than {LARGEST_FILE >> 20} MiB; expected a configuration of some kilobytes")
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ConfigError(f"{path} has more than {largest >> 10} KiB; expected a configuration of some kilobytes")
     return content
 
 
@@ -101,9 +102,12 @@ def parse_json(content: object, source: str, lenient: bool = False) -> dict[str,
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The table that a TOML file holds; ConfigError where it is none, OSError where it cannot be read."""
-    content = read_bytes(path)
+    content = read_bytes(path, LARGEST_TOML)
     try:
-        value = tomllib.loads(content.decode("utf-8"))
+        text = content.decode("utf-8")
+        if any(part.count(".") > 1000 for line in text.split("\n") for part in line.split("=")[:-1]):
+            raise RecursionError  # a key of so many parts: a table in a table in a table
+        value = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); expected a TOML file") from None
     except RecursionError:

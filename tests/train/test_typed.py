@@ -16,7 +16,7 @@ from qcse.config import TrainConfig, from_dict, from_json, read_config, to_dict,
 from qcse.errors import ConfigError
 from qcse.sweep import read_file
 from qcse.train import stored_config
-from qcse.typed import DEEPEST, LARGEST_FILE, build, check_ranges, conform, numbers_of, read_json
+from qcse.typed import DEEPEST, LARGEST_FILE, LARGEST_TOML, build, check_ranges, conform, numbers_of, read_json
 
 COMMANDS = (cli.EvalArgs, cli.ReportArgs, cli.CollectArgs, cli.DemoArgs, cli.SweepArgs, cli.BenchArgs)
 
@@ -89,7 +89,7 @@ def test_a_whole_number_passes_for_a_float_and_none_where_it_may() -> None:
         (b'{"seed": ' + b"9" * 5000 + b"}", "is not valid JSON"),
         (b'{"seed": ' + b"[" * 100_000 + b"}", "is nested too deep"),
         (b'{"seed": ' + b"[" * DEEPEST + b"]" * DEEPEST + b"}", "is nested too deep"),
-        (b" " * (LARGEST_FILE + 1), "has more than 16 MiB"),
+        (b" " * (LARGEST_FILE + 1), "has more than 1024 KiB"),
     ],
 )
 def test_files_that_hold_no_configuration(content: bytes, message: str, tmp_path: Path) -> None:
@@ -219,6 +219,8 @@ def test_the_command_line_checks_ranges(words: list[str], message: str, tmp_path
         ("seeds = 1\nseeds = 2", "is not valid TOML"),
         ("seeds = " + "9" * 5000, "is not valid TOML"),
         ("seeds = " + "[" * 20_000, "is nested too deep"),
+        ("a" + ".a" * 30_000 + " = 1", "is nested too deep"),
+        ("seeds = " + " " * LARGEST_TOML + "1", "has more than 64 KiB"),
         ("a = {b = {c = {d = 1}}}", "got unknown options ['a']"),
     ],
 )
