@@ -218,7 +218,7 @@ def build(cls: type, data: object, source: str, whole: bool = True, prefix: str 
     """The fields of a dataclass, nested ones built, from an object of a file.
 
     Args:
-        whole: every field must be there. False: those that are there are returned.
+        whole: every field must be there, and no others. False: the fields that are there are returned.
         source: where the object comes from, for messages; "" where that is plain.
 
     Raises:
@@ -231,8 +231,8 @@ def build(cls: type, data: object, source: str, whole: bool = True, prefix: str 
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     unknown = [f"{prefix}{name}{_near(name, names)}" for name in data if name not in names]
-    missing = [f"{prefix}{name}" for name in names if whole and name not in data]
-    if unknown or missing:
+    missing = [f"{prefix}{name}" for name in names if name not in data]
+    if whole and (unknown or missing):
         told = [f"{what} option{'s' * (len(odd) > 1)}: {_listed(odd)}"
                 for what, odd in (("unknown", unknown), ("missing", missing)) if odd]  # fmt: skip
         raise ConfigError(f"{lead}{'; '.join(told)}; was it written by another version, or edited?")
