@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import signal
 import sys
@@ -342,6 +341,7 @@ def _eval(argv: list[str]) -> int:
     from . import train
     from .datasets import normalized_score
     from .envs import Evaluator
+    from .log import json_text
 
     trainer, position = train.load_policy(args.run, args.device, args.threads)
     if len(trainer.seeds) > 1 and args.run.resolve() == trainer.out.resolve():
@@ -366,7 +366,7 @@ def _eval(argv: list[str]) -> int:
     if result.successes is not None:
         record["success_rate"] = float(result.successes[part].mean())
     if args.json:
-        print(json.dumps(record))
+        print(json_text(record))
     else:
         print(
             f"{args.run} at step {record['step']}, {args.episodes} episodes of {record['env']}: return "

@@ -248,10 +248,13 @@ def read_run(path: Path) -> Run:
             train = {name: np.array([row[name] for row in table], np.float64) for name in (table[0] if table else ())}
             if left_out:
                 notes.append(f"{path.name}: {left_out} of the rows of train.csv cannot be read and are left out.")
+    except ReportError as error:
+        notes.append(f"Left out: {str(error).removeprefix('report: ')}")
+    try:
         if (path / "machine.json").is_file():
             machine = read_json(path / "machine.json", lenient=True)
     except (QcseError, OSError) as error:
-        notes.append(f"{path.name}: left out: {error}".replace("report: ", ""))
+        notes.append(f"Left out: {error if isinstance(error, QcseError) else _told(error, path)}")
     return Run(
         path=path,
         config=config,
@@ -310,39 +313,44 @@ def _read_rows(
         phase: read the column of this name as well: row["online"] is whether it says so.
 
     Raises:
-        ReportError: the file is not text, or lacks a column.
+        ReportError: the file cannot be read, or lacks a column.
     """
     try:
         content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        lines = list(csv.reader(whole.decode("utf-8").split("\n")[:-1]))
     except OSError as error:
         raise ReportError(f"report: {_told(error, path)}") from error
-    except UnicodeDecodeError as error:
-        raise ReportError(f"report: {path} is not UTF-8 text (byte {error.start}); was it edited?") from error
-    except csv.Error as error:
-        raise ReportError(f"report: {path} is not a CSV file ({error}); was it edited?") from error
-    header = lines[0] if lines else []
-    missing = [name for name in (*needed, *(("phase",) if phase else ())) if name not in header]
-    if missing and header:
+    first, *lines = content.split(b"\n")[:-1] or [b""]
+    header = _cells(first)
+    place = {name: header.index(name) for name in (*needed, *others, *(("phase",) if phase else ())) if name in header}
+    missing = [name for name in (*needed, *(("phase",) if phase else ())) if name not in place]
+    if missing and (first or lines):
         raise ReportError(f"report: {path} has no columns {', '.join(missing)}; was it edited?")
-    place = {name: header.index(name) for name in (*needed, *others) if name in header}
-    rows, left_out = [], int(content != whole)
-    for cells in lines[1:]:
+    rows: list[dict[str, Any]] = []
+    left_out = int(not content.endswith(b"\n") and content != b"")
+    for cells in map(_cells, filter(None, lines)):
         try:
             if len(cells) != len(header):
                 raise ValueError("cells are missing")
-            row: dict[str, Any] = {name: _number(cells[index]) for name, index in place.items() if name != "step"}
+            numbers = place.keys() - {"step", "phase"}
+            row: dict[str, Any] = {name: _number(cells[place[name]]) for name in numbers}
             row["step"] = int(cells[place["step"]])
-            if not 0 <= row["step"] <= RANGES["online_steps"].high:
+            if not RANGES["online_steps"].holds(row["step"]):
                 raise ValueError("not a step")
             if phase:
-                row["online"] = ("offline", "online").index(cells[header.index("phase")]) == 1
+                row["online"] = ("offline", "online").index(cells[place["phase"]]) == 1
         except ValueError:
             left_out += 1
         else:
             rows.append(row)
     return rows, left_out
+
+
+def _cells(line: bytes) -> list[str]:
+    """What a line of a CSV file holds; nothing where it is damaged. (A row is a line, whatever it quotes.)"""
+    try:
+        return next(csv.reader([line.decode("utf-8")]), [])
+    except (UnicodeDecodeError, csv.Error):
+        return []
 
 
 def _number(text: str) -> float:
