@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import signal
 import sys
@@ -12,13 +11,29 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from .config import Algo, BonusKind, TrainConfig, from_dict, has_preset, preset, to_dict
+from .config import (
+    COUNT,
+    NUMBER,
+    SEED,
+    STEPS,
+    THREADS,
+    WIDTH,
+    Algo,
+    BonusKind,
+    TrainConfig,
+    from_dict,
+    has_preset,
+    preset,
+    to_dict,
+    validate,
+)
 from .errors import ConfigError, QcseError
 from .signals import end_with_parent
+from .typed import Range, check_ranges
 
 SUMMARY = """usage: qcse COMMAND [OPTIONS]
 
@@ -202,6 +217,29 @@ class BenchArgs:
     """File for the records and the machine's facts."""
 
 
+# What the numbers of all of these may be; the commands say the rest, such as which of them must not be 0.
+RANGES = {
+    **dict.fromkeys(("steps", "offline_steps", "online_steps", "policy_rows", "learning_starts", "warm_up"), STEPS),
+    **dict.fromkeys(("replay_rows", "eval_every"), COUNT),
+    **dict.fromkeys(("seed", "first_seed"), SEED),
+    **dict.fromkeys(("seeds", "batch_seeds", "workers"), Range(1, 10_000)),
+    **dict.fromkeys(("episodes", "actions", "rounds", "updates"), Range(1, 1_000_000)),
+    **dict.fromkeys(("hidden", "policy_hidden", "critic_hidden", "state_dim", "action_dim"), WIDTH),
+    "batch_size": Range(1, 10**8),
+    "stop_return": NUMBER,
+    "threads": THREADS,
+}
+
+Arguments = TypeVar("Arguments", EvalArgs, ReportArgs, CollectArgs, DemoArgs, SweepArgs, BenchArgs)
+
+
+def parse(kind: type[Arguments], command: str, argv: list[str], default: Arguments | None = None) -> Arguments:
+    """A command's options; ConfigError where a number is not finite or out of range."""
+    args = tyro.cli(kind, args=argv, prog=f"qcse {command}", **({} if default is None else {"default": default}))
+    check_ranges(args, RANGES)
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -265,6 +303,7 @@ def _train(argv: list[str]) -> int:
     parsed = tyro.cli(TrainArgs, args=argv, prog="qcse train", default=TrainArgs(**values))
     asked = {name: value for name, value in to_dict(parsed).items() if name != "resume"}
     config = from_dict(asked)
+    validate(config)
 
     if task is not None and config.dataset == task.path:
         task_file(task)
@@ -298,15 +337,12 @@ def _train(argv: list[str]) -> int:
 
 
 def _eval(argv: list[str]) -> int:
-    args = tyro.cli(EvalArgs, args=argv, prog="qcse eval")
+    args = parse(EvalArgs, "eval", argv)
     from . import train
     from .datasets import normalized_score
     from .envs import Evaluator
+    from .log import json_text
 
-    if args.episodes < 1:
-        raise ConfigError(f"episodes: got {args.episodes}, expected 1 or more")
-    if args.seed < 0:
-        raise ConfigError(f"seed: got {args.seed}, expected 0 or more")
     trainer, position = train.load_policy(args.run, args.device, args.threads)
     if len(trainer.seeds) > 1 and args.run.resolve() == trainer.out.resolve():
         folders = ", ".join(str(folder) for folder in trainer.folders)
@@ -330,7 +366,7 @@ def _eval(argv: list[str]) -> int:
     if result.successes is not None:
         record["success_rate"] = float(result.successes[part].mean())
     if args.json:
-        print(json.dumps(record))
+        print(json_text(record))
     else:
         print(
             f"{args.run} at step {record['step']}, {args.episodes} episodes of {record['env']}: return "
@@ -342,7 +378,7 @@ def _eval(argv: list[str]) -> int:
 
 
 def _report(argv: list[str]) -> int:
-    args = tyro.cli(ReportArgs, args=argv, prog="qcse report")
+    args = parse(ReportArgs, "report", argv)
     from .report import report
 
     print(report(list(args.runs), args.out))
@@ -356,7 +392,7 @@ def _collect(argv: list[str]) -> int:
     peek.add_argument("--env", default="")
     if is_maze(peek.parse_known_args(argv)[0].env):
         return main(argv)
-    args = tyro.cli(CollectArgs, args=argv, prog="qcse collect")
+    args = parse(CollectArgs, "collect", argv)
     from .collect import collect
 
     for path in collect(args):
@@ -371,7 +407,7 @@ def _data(argv: list[str]) -> int:
 
 
 def _demo(argv: list[str]) -> int:
-    args = tyro.cli(DemoArgs, args=argv, prog="qcse demo")
+    args = parse(DemoArgs, "demo", argv)
     from .demo import demo
 
     return demo(args)
@@ -388,12 +424,12 @@ def _sweep(argv: list[str]) -> int:
     path = peek.parse_known_args(own)[0].file
     given = {} if path is None else read_file(path)
     extra = [*map(str, given.pop("extra", ())), *extra]
-    args = tyro.cli(SweepArgs, args=own, prog="qcse sweep", default=SweepArgs(**given))
+    args = parse(SweepArgs, "sweep", own, SweepArgs(**given))
     return sweep(args, extra)
 
 
 def _bench(argv: list[str]) -> int:
-    args = tyro.cli(BenchArgs, args=argv, prog="qcse bench")
+    args = parse(BenchArgs, "bench", argv)
     from .bench import bench
 
     return bench(args)

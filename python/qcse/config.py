@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import tyro
 
 from .datasets import task_family
 from .errors import ConfigError
+from .typed import Range, build, check_ranges, parse_json, path_text, read_json
 
 Algo = Literal["sac", "cql", "cal_ql", "iql", "awac", "td3_bc", "rlpd", "wsrl"]
 BonusKind = Literal["none", "qcse", "vcse", "se", "rnd"]
@@ -483,44 +483,63 @@ def _wsrl(config: TrainConfig, family: str) -> None:
         config.eval_every, config.eval_episodes = 20_000, 20
 
 
+GREATEST = 1e30  # of a float option: its square is still a float32
+NUMBER = Range(-GREATEST, GREATEST)
+NOT_NEGATIVE = Range(0, GREATEST)
+POSITIVE = Range(1e-30, GREATEST)
+STEPS = Range(0, 10**15)
+COUNT = Range(1, 10**15)
+WIDTH = Range(1, 1_000_000)
+THREADS = Range(1, 1024)
+SEED = Range(0, 2**32 - 1)
+
+# What each option that is a number may be. (Each has an entry: `check_ranges` asks for all of them.)
+RANGES = {
+    **dict.fromkeys(("offline_steps", "online_steps", "learning_starts", "random_steps"), STEPS),
+    "behaviour_cloning_steps": STEPS,
+    **dict.fromkeys(("eval_every", "log_every", "online_buffer", "bonus.statistics_horizon"), COUNT),
+    "seed": SEED,
+    "seeds": Range(1, 10_000),
+    "batch_size": Range(1, 10**8),
+    "offline_fraction": Range(0, 1),
+    "updates_per_step": Range(1, 1_000_000),
+    "policy_every": COUNT,
+    "discount": Range(0, 1, "[)"),
+    "target_rate": Range(0, 1, "(]"),
+    **dict.fromkeys(("policy_lr", "critic_lr", "checkpoint_seconds", "bonus.predictor_lr"), POSITIVE),
+    **dict.fromkeys(("target_entropy", "reward_scale", "reward_bias", "bonus.weight"), NUMBER),
+    "critic_subset": Range(1, 10_000),
+    "eval_episodes": Range(1, 1_000_000),
+    "threads": THREADS,
+    **dict.fromkeys(("net.policy_hidden", "net.critic_hidden", "bonus.hidden", "bonus.embedding"), WIDTH),
+    "net.critics": Range(1, 10_000),
+    **dict.fromkeys(("cql.alpha", "iql.beta"), NOT_NEGATIVE),
+    **dict.fromkeys(("cql.temperature", "awac.temperature", "bonus.offset"), POSITIVE),
+    "cql.actions": Range(1, 1_000_000),
+    **dict.fromkeys(("cql.target_gap", "cql.clip_difference"), NUMBER),
+    "iql.expectile": Range(0, 1, "()"),
+    **{f"td3_bc.{name}": NOT_NEGATIVE for name in ("alpha", "policy_noise", "noise_clip", "exploration_noise")},
+    "bonus.decay": Range(0, 1, "[)"),
+    "bonus.k": Range(1, 128),
+    "bonus.reference_size": Range(1, 10**9),
+}
+
+
 def validate(config: TrainConfig) -> None:
     """Raise ConfigError, naming the option, where a value or a combination cannot work."""
-    for name in ("offline_steps", "online_steps", "learning_starts", "random_steps", "behaviour_cloning_steps", "seed"):
-        _require(getattr(config, name) >= 0, name, getattr(config, name), "0 or more")
-    for name in (
-        "seeds",
-        "batch_size",
-        "updates_per_step",
-        "online_buffer",
-        "eval_every",
-        "eval_episodes",
-        "log_every",
-    ):
-        _require(getattr(config, name) >= 1, name, getattr(config, name), "1 or more")
+    from_dict(to_dict(config))
+    check_ranges(config, RANGES)
     _require(
         config.offline_steps + config.online_steps > 0, "offline_steps and online_steps", "0 and 0", "a step to do"
     )
-    _require(0.0 <= config.discount < 1.0, "discount", config.discount, "0 <= discount < 1")
-    _require(0.0 < config.target_rate <= 1.0, "target_rate", config.target_rate, "0 < target_rate <= 1")
-    for name in ("policy_lr", "critic_lr", "checkpoint_seconds"):
-        _require(getattr(config, name) > 0.0, name, getattr(config, name), "more than 0")
-    fraction = config.offline_fraction
-    _require(fraction is None or 0.0 <= fraction <= 1.0, "offline_fraction", fraction, "between 0 and 1")
-    for name in ("policy_hidden", "critic_hidden"):
-        widths = getattr(config.net, name)
-        _require(len(widths) > 0 and min(widths) > 0, f"net.{name}", widths, "one or more positive widths")
-    critics, subset, every = config.net.critics, config.critic_subset, config.policy_every
-    _require(critics >= 1, "net.critics", critics, "1 or more")
-    _require(subset is None or 1 <= subset <= critics, "critic_subset", subset, f"1 to net.critics, {critics}")
-    _require(every is None or every >= 1, "policy_every", every, "1 or more")
-    _require(0.0 < config.iql.expectile < 1.0, "iql.expectile", config.iql.expectile, "0 < expectile < 1")
-    _require(config.iql.beta >= 0.0, "iql.beta", config.iql.beta, "0 or more")
-    _require(config.awac.temperature > 0.0, "awac.temperature", config.awac.temperature, "more than 0")
-    for name in ("alpha", "policy_noise", "noise_clip", "exploration_noise"):
-        _require(getattr(config.td3_bc, name) >= 0.0, f"td3_bc.{name}", getattr(config.td3_bc, name), "0 or more")
-    _require(config.cql.actions >= 1, "cql.actions", config.cql.actions, "1 or more")
-    _require(config.cql.temperature > 0.0, "cql.temperature", config.cql.temperature, "more than 0")
-    _require(config.threads is None or config.threads >= 1, "threads", config.threads, "1 or more")
+    for name, widths in (
+        ("net.policy_hidden", config.net.policy_hidden),
+        ("net.critic_hidden", config.net.critic_hidden),
+        ("bonus.hidden", config.bonus.hidden),
+    ):
+        _require(len(widths) > 0, name, widths, "one or more widths")
+    critics, subset = config.net.critics, config.critic_subset
+    _require(subset is None or subset <= critics, "critic_subset", subset, f"at most net.critics, {critics}")
     needs_data = config.offline_steps > 0 or config.algo != "sac"
     if needs_data and config.dataset is None:
         raise ConfigError(
@@ -542,16 +561,6 @@ def validate(config: TrainConfig) -> None:
 
 def _validate_bonus(config: TrainConfig) -> None:
     bonus = config.bonus
-    _require(1 <= bonus.k <= 128, "bonus.k", bonus.k, "1 to 128")
-    _require(0.0 <= bonus.decay < 1.0, "bonus.decay", bonus.decay, "0 <= decay < 1")
-    _require(bonus.offset > 0.0, "bonus.offset", bonus.offset, "more than 0")
-    _require(bonus.reference_size >= 1, "bonus.reference_size", bonus.reference_size, "1 or more")
-    _require(bonus.statistics_horizon >= 1, "bonus.statistics_horizon", bonus.statistics_horizon, "1 or more")
-    _require(bonus.embedding >= 1, "bonus.embedding", bonus.embedding, "1 or more")
-    _require(bonus.predictor_lr > 0.0, "bonus.predictor_lr", bonus.predictor_lr, "more than 0")
-    _require(
-        len(bonus.hidden) > 0 and min(bonus.hidden) > 0, "bonus.hidden", bonus.hidden, "one or more positive widths"
-    )
     if bonus.kind == "none":
         return
     if bonus.kind == "rnd":
@@ -613,7 +622,7 @@ def to_dict(config: object) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, Path):
-            return str(value)
+            return path_text(value)
         if isinstance(value, tuple):
             return [plain(v) for v in value]
         return value
@@ -621,35 +630,27 @@ def to_dict(config: object) -> dict[str, Any]:
     return plain(config)
 
 
-def from_dict(data: dict[str, Any]) -> TrainConfig:
-    """The inverse of `to_dict` for a TrainConfig; unknown or missing names raise ConfigError."""
-    return _build(TrainConfig, data, "")
+def from_dict(data: object, source: str = "") -> TrainConfig:
+    """The inverse of `to_dict` for a TrainConfig.
+
+    Args:
+        source: where the data come from, for messages; "" where that is plain.
+
+    Raises:
+        ConfigError: a name is unknown or missing, or a value is not of its option's type. (`validate` looks at ranges.)
+    """
+    return TrainConfig(**build(TrainConfig, data, source))
 
 
-def _build(cls: type, data: dict[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}
-    if names != set(data):
-        odd = sorted(prefix + name for name in names ^ set(data))
-        raise ConfigError(f"configuration: the options {odd} are missing or unknown; was it saved by another version?")
-    values = {}
-    for name, value in data.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint) and not isinstance(value, dict):
-            raise ConfigError(f"configuration: {prefix}{name} is {value!r}, expected a group of options")
-        if dataclasses.is_dataclass(hint):
-            values[name] = _build(typing.cast(type, hint), value, f"{prefix}{name}.")
-        elif value is not None and _admits(hint, Path):
-            values[name] = Path(value)
-        elif isinstance(value, list):
-            values[name] = tuple(value)
-        else:
-            values[name] = value
-    return cls(**values)
+def from_json(content: object, source: str) -> TrainConfig:
+    """The configuration in a JSON text; ConfigError where it holds none."""
+    return from_dict(parse_json(content, source), source)
 
 
-def _admits(hint: object, cls: type) -> bool:
-    return hint is cls or (isinstance(hint, types.UnionType) and cls in typing.get_args(hint))
+def read_config(path: Path) -> TrainConfig:
+    """The configuration in a file such as config.json; ConfigError where it holds none, OSError where it cannot be
+    read."""
+    return from_dict(read_json(path), str(path))
 
 
 def differences(stored: TrainConfig, asked: TrainConfig) -> list[tuple[str, object, object]]:

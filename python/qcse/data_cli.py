@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import tyro
 
 from .datasets import REFERENCE_SCORES, task_family
 from .errors import ConfigError
+from .log import json_text
 from .tasks import find_task, matching
 
 SUMMARY = """usage: qcse data COMMAND [OPTIONS]
@@ -103,7 +103,7 @@ def _list(argv: list[str]) -> int:
         find_task(args.words)  # says which are near
     if args.json:
         for task in tasks:
-            print(json.dumps(task.__dict__ | {"path": str(task.path), "here": task.path.exists()}))
+            print(json_text(task.__dict__ | {"path": task.path, "here": task.path.exists()}))
         return 0
     width = max(len(task.name) for task in tasks)
     heading = f"{'environment':<26} {'obs':>4} {'act':>3} {'limit':>5}  {'reference scores':<22} preset   data"
@@ -131,7 +131,7 @@ def _info(argv: list[str]) -> int:
         if family not in REFERENCE_SCORES:
             family = task_family(find_task(args.task).env_id)
     facts, transitions = describe(args.dataset, family)
-    print(json.dumps(facts.as_dict()) if args.json else facts)
+    print(json_text(facts.as_dict()) if args.json else facts)
     if args.picture is not None:
         path = draw(transitions, facts, args.picture)
         if not args.json:

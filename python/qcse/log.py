@@ -1,4 +1,4 @@
-"""What a run writes down: CSV files first, TensorBoard second, the machine's facts once.
+"""What a run writes down: CSV files first, TensorBoard second, the machine's facts once for each part of the run.
 
 Rows are plain dicts. After a stop the files may hold rows that are newer than the checkpoint; a resumed run cuts them,
 so that every row is there once.
@@ -7,6 +7,7 @@ so that every row is there once.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import logging
@@ -14,15 +15,19 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from .errors import QcseError
+from .errors import ConfigError, QcseError
 from .files import atomic_path
+from .typed import path_text, read_json
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +38,7 @@ KINDS = ("train", "eval")
 
 
 class LogError(QcseError):
-    """A run's log files cannot be written or continued."""
+    """A run's log files cannot be continued."""
 
 
 class Log(Protocol):
@@ -68,6 +73,26 @@ def _line(cells: Sequence[str]) -> str:
     return out.getvalue()
 
 
+def _lines_of(content: bytes, path: Path) -> list[str]:
+    """A CSV file's lines, with their ends; LogError where it is no text."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LogError(f"log: {path} is not UTF-8 text (byte {error.start}), so it is damaged; restore it") from None
+    if "\0" in text:
+        raise LogError(f"log: {path} holds a NUL, so it is damaged; restore it")
+    return [line + "\n" for line in text.split("\n")[:-1]]
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An OSError that names no file, such as that of a full disk, names this one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+
+
 class CsvLog:
     """A CSV file that rows are appended to, each flushed as it is written.
 
@@ -76,30 +101,29 @@ class CsvLog:
         columns: its columns, in order. None: those of the existing file.
 
     Raises:
-        LogError: the existing file has other columns, or cannot be opened.
+        LogError: the existing file has other columns, or is no CSV file.
+        OSError: it cannot be read or written; so do all the methods that write, and the error names the file.
     """
 
     def __init__(self, path: Path, columns: Sequence[str] | None = None) -> None:
         self.path = Path(path)
-        try:
-            existing = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-            lines = [line for line in existing.splitlines(keepends=True) if line.endswith("\n")]
-            header = next(csv.reader(lines[:1]), None)
-            if header is None and columns is None:
-                raise LogError(f"log: {self.path} has no header, so its columns are not known; delete it")
-            if header is not None and columns is not None and list(columns) != header:
-                raise LogError(
-                    f"log: {self.path} has the columns {header}, expected {list(columns)}; use another folder"
-                )
-            self.columns = tuple(header if header is not None else columns or ())
-            self.rows = max(0, len(lines) - 1)
-            if header is None:
-                self._replace([_line(self.columns)])
-            elif existing != "".join(lines):
-                self._replace(lines)
-            self._file = open(self.path, "a", encoding="utf-8", newline="")
-        except OSError as error:
-            raise LogError(f"log: {self.path} cannot be written ({error}); choose another folder") from error
+        existing = self.path.read_bytes() if self.path.exists() else b""
+        whole = existing[: existing.rfind(b"\n") + 1]
+        lines = _lines_of(whole, self.path)
+        header = next(csv.reader(lines[:1]), None) or None
+        if header is None and columns is None:
+            raise LogError(f"log: {self.path} has no header, so its columns are not known; delete it")
+        if header is not None and columns is not None and list(columns) != header:
+            raise LogError(f"log: {self.path} has the columns {header}, expected {list(columns)}; use another folder")
+        if header is not None and (len(set(header)) < len(header) or "" in header):
+            raise LogError(f"log: {self.path} has the columns {header}, expected names that differ; restore the file")
+        self.columns = tuple(header if header is not None else columns or ())
+        self.rows = len(lines) - 1 if header else 0
+        if header is None:
+            self._replace([_line(self.columns)])
+        elif existing != whole:
+            self._replace(lines)
+        self._file = open(self.path, "a", encoding="utf-8", newline="")
 
     def _replace(self, lines: Sequence[str]) -> None:
         with atomic_path(self.path) as temporary:
@@ -114,13 +138,14 @@ class CsvLog:
         unknown = [name for name in row if name not in self.columns]
         if unknown:
             raise ValueError(f"CsvLog: {self.path} has no columns {unknown}; its columns are {list(self.columns)}")
-        self._file.write(_line([_cell(row.get(name)) for name in self.columns]))
-        self._file.flush()
+        line = _line([_cell(row.get(name)) for name in self.columns])
+        with _named(self.path):
+            self._file.write(line)
+            self._file.flush()
         self.rows += 1
 
     def _lines(self) -> list[str]:
-        self._file.flush()
-        return self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return _lines_of(self.path.read_bytes(), self.path)
 
     def truncate(self, rows: int) -> None:
         """Keep the first `rows` rows, atomically.
@@ -151,11 +176,13 @@ class CsvLog:
 
     def sync(self) -> None:
         """Make sure that every row has reached the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _named(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with _named(self.path):
+            self._file.close()
 
 
 class TensorBoardLog:
@@ -167,12 +194,13 @@ class TensorBoardLog:
             folder a kind, as TensorBoard hides per folder, and kinds are written at different steps.)
 
     Raises:
-        ImportError: tensorboard is not installed.
+        ImportError: tensorboard is not installed. Whatever else fails in it, then or later, raises what it raises.
     """
 
     def __init__(self, directory: Path, last_steps: Mapping[str, int] | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
+        _silence_tensorboard()
         self._writers = {
             kind: SummaryWriter(
                 str(directory / kind), purge_step=None if last_steps is None else last_steps.get(kind, -1) + 1
@@ -196,11 +224,24 @@ class TensorBoardLog:
             writer.close()
 
 
+@cache
+def _silence_tensorboard() -> None:
+    """No tracebacks from its threads: what ends them is raised at the next row, too."""
+    others = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard"):
+            others(args)
+
+    threading.excepthook = hook
+
+
 class RunLog:
     """The logs of one run folder: train.csv, eval.csv, success.csv and TensorBoard events.
 
     train.csv takes its columns from its first row, and new ones at its end where a later row brings them; eval.csv has
     EVAL_COLUMNS exactly. success.csv is there where evaluations have a success_rate, and has SUCCESS_COLUMNS.
+    TensorBoard comes second: where it fails, at whatever time, a warning says so, and the CSV files go on.
 
     Args:
         directory: the run folder; made if missing.
@@ -236,13 +277,18 @@ class RunLog:
             (self.directory / SUCCESS_FILE).unlink(missing_ok=True)
         self._others: list[Log] = []
         if tensorboard:
-            last_steps = (
-                None if resume_rows is None else {"train": _last_step(self._train), "eval": _last_step(self._eval)}
-            )
             try:
+                last_steps = (
+                    None if resume_rows is None else {"train": _last_step(self._train), "eval": _last_step(self._eval)}
+                )
                 self._others.append(TensorBoardLog(self.directory / "tensorboard", last_steps))
-            except ImportError as error:
-                _log.warning("no TensorBoard events: %s (`pip install tensorboard`); the CSV files hold it all", error)
+            except Exception as error:
+                self._warn("TensorBoardLog", error)
+
+    def _warn(self, name: str, error: Exception) -> None:
+        remedy = " (`pip install tensorboard`)" if isinstance(error, ImportError) else ""
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        _log.warning("%s: no more rows for %s, %s%s; the CSV files hold it all", self.directory, name, reason, remedy)
 
     @staticmethod
     def _continued(path: Path, rows: int, columns: Sequence[str] | None = None) -> CsvLog:
@@ -277,8 +323,12 @@ class RunLog:
                 self._train = CsvLog(self.directory / "train.csv", tuple(row))
             self._train.extend(tuple(row))
             self._train.append(row)
-        for log in self._others:
-            log.write(kind, row)
+        for other in list(self._others):
+            try:
+                other.write(kind, row)
+            except Exception as error:  # a second copy of what the CSV files hold must not end the run
+                self._others.remove(other)
+                self._warn(type(other).__name__, error)
 
     def state(self) -> dict[str, int]:
         """Numbers of rows for the checkpoint, made sure to be on the disk before it is."""
@@ -295,7 +345,10 @@ class RunLog:
             if log is not None:
                 log.close()
         for other in self._others:
-            other.close()
+            try:
+                other.close()
+            except Exception as error:
+                self._warn(type(other).__name__, error)
 
 
 def _last_step(log: CsvLog | None) -> int:
@@ -306,26 +359,97 @@ def _last_step(log: CsvLog | None) -> int:
         return max(int(row["step"]) for row in csv.DictReader(file))
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, which has no NaN and no infinity: they become null. Paths become text; numpy and torch scalars
+    and arrays become numbers and lists.
+
+    Raises:
+        TypeError: something else is in it.
+    """
+
+    def plain(part: Any) -> Any:
+        if part is None or isinstance(part, bool | int | str):
+            return part
+        if isinstance(part, float):
+            return part if math.isfinite(part) else None
+        if isinstance(part, Mapping):
+            return {str(name): plain(item) for name, item in part.items()}
+        if isinstance(part, list | tuple):
+            return [plain(item) for item in part]
+        if isinstance(part, os.PathLike):
+            return path_text(Path(part))
+        if isinstance(part, np.ndarray):
+            return plain(part.tolist())
+        if hasattr(part, "item"):
+            return plain(part.item())
+        raise TypeError(f"json_text: got a {type(part).__name__}, expected numbers, text, lists, dicts, None or paths")
+
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically. Paths become text; numpy and torch scalars become numbers."""
-
-    def convert(odd: Any) -> Any:
-        if isinstance(odd, os.PathLike):
-            return str(odd)
-        if isinstance(odd, np.ndarray):
-            return odd.tolist()
-        if hasattr(odd, "item"):
-            return odd.item()
-        raise TypeError(f"write_json: got a {type(odd).__name__}, expected numbers, text, lists, dicts, None or paths")
-
-    text = json.dumps(value, indent=2, default=convert, ensure_ascii=False) + "\n"
+    """Write a value as `json_text` has it, indented, atomically; OSError where that fails."""
+    text = json_text(value, indent=2) + "\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # A lone surrogate, of a path whose bytes are not UTF-8, becomes the escape that JSON has for it.
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def append_machine_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write the facts of a run's latest part; those of the parts before, where they differ, stay under "earlier".
+
+    A file that cannot be understood is replaced, with a warning.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    facts = json.loads(json_text(facts))
+    earlier: list[Any] = []
+    if path.exists():
+        try:
+            before = read_json(path, lenient=True)
+            listed = before.pop("earlier", [])
+            earlier = listed if isinstance(listed, list) else []
+            earlier += [before] if before != facts else []
+        except ConfigError as error:
+            _log.warning("%s: it is begun anew", error)
+    write_json(path, facts | ({"earlier": earlier} if earlier else {}))
+
+
+# What may change the last bits of results, of what `machine_facts` knows.
+MOVES_BITS = (
+    "device", "gpus", "instructions", "operator_instructions", "threads", "torch", "torch_cuda", "numpy", "gymnasium",
+    "mujoco", "qcse",
+)  # fmt: skip
+
+
+def moves_bits(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the machine's facts that may change the last bits of results: plain data, for a checkpoint."""
+    return {name: facts[name] for name in MOVES_BITS if name in facts}
+
+
+def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What differs between two of `moves_bits`, such as "torch 2.11.0 -> 2.13.0"; None where nothing does.
+
+    What only one of them has is left out: an older version did not look.
+    """
+
+    def told(value: Any) -> str:
+        return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+
+    changed = [
+        f"{name.replace('_', ' ')} {told(before[name])} -> {told(now[name])}"
+        for name in MOVES_BITS
+        if name in before and name in now and before[name] != now[name]
+    ]
+    return ", ".join(changed) or None
 
 
 def machine_facts() -> dict[str, Any]:
     """Hardware, versions and commit: what someone needs to know to judge or repeat a number. None: not known."""
     import torch
+
+    import qcse_ext
 
     gpus = []
     if torch.cuda.is_available():
@@ -334,6 +458,7 @@ def machine_facts() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "instructions": torch.backends.cpu.get_cpu_capability(),  # the widest vectors: many processors share a name
+        "operator_instructions": qcse_ext.build_info()["cpu_instruction_set"],  # those that our own kernels use
         "cores": os.cpu_count(),
         "usable_cores": len(affinity(0)) if affinity else os.cpu_count(),
         "memory_gib": _memory_gib(),

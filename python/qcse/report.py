@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from .config import RANGES, TrainConfig
 from .datasets import REFERENCE_SCORES, task_family
 from .errors import QcseError
 from .files import atomic_path
 from .stats import improvement_interval, interquartile_mean, probability_of_improvement, steps_to
-from .visits import draw_visits, read_visits
+from .typed import build, read_json, shown
+from .visits import Visits, draw_visits, read_visits
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; grey is left to what has no bonus.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#8C564B")
@@ -75,8 +79,9 @@ class Run:
     values: NDArray[np.float64]
     spread: NDArray[np.float64]
     online: NDArray[np.bool_]
-    wall_seconds: float
+    wall_seconds: float  # NaN where it is not known
     train: dict[str, NDArray[np.float64]]
+    notes: list[str] = field(default_factory=list)  # what could not be read
 
     @property
     def env(self) -> str:
@@ -206,6 +211,9 @@ def run_folders(path: Path) -> list[Path]:
 def read_run(path: Path) -> Run:
     """Read a run folder: config.json and eval.csv must be there, train.csv and machine.json may be.
 
+    The run may be under way: a row that is not whole, or holds something else than numbers, is left out, and so are
+    machine.json and train.csv where they cannot be read; the run's notes say so.
+
     Raises:
         ReportError: the folder is not a run, or holds no evaluation yet; it is named.
     """
@@ -214,41 +222,39 @@ def read_run(path: Path) -> Run:
         missing = "config.json" if not (path / "config.json").is_file() else "eval.csv"
         what = f"it has no {missing}" if path.is_dir() else "there is no such folder"
         raise ReportError(f"report: {path} is not a run folder: {what}; expected one made by `qcse train`")
-    config = _flat(_json(path / "config.json"))
-    missing_keys = [
-        k for k in ("algo", "env", "bonus.kind", "seed", "offline_steps", "online_steps") if k not in config
-    ]
-    if missing_keys:
-        raise ReportError(f"report: {path}: config.json has no {', '.join(missing_keys)}; expected one by `qcse train`")
-    rows = _csv(path / "eval.csv")
-    if not rows:
-        raise ReportError(f"report: {path} holds no evaluation yet; let the run go on (`qcse train --resume {path}`)")
-    try:
-        # Sorted and unique: a curve is a function of the step.
-        by_step = {int(row["step"]): row for row in rows}
-        steps = sorted(by_step)
-        columns = {
-            name: np.array([_number(by_step[step][name]) for step in steps])
-            for name in ("return_mean", "return_std", "normalized_score", "wall_seconds")
-        }
-        online = np.array([by_step[step]["phase"] == "online" for step in steps])
-    except (KeyError, ValueError, TypeError) as error:
-        raise ReportError(f"report: {path}: eval.csv cannot be read ({error!r}); was it edited?") from error
+    config = _read_config(path / "config.json")
+    names = ("return_mean", "return_std", "normalized_score", "wall_seconds")
+    rows, left_out = _read_rows(path / "eval.csv", ("step", *names), phase=True)
+    notes = [f"{path.name}: {left_out} of the rows of eval.csv cannot be read and are left out."] if left_out else []
+    # Sorted and unique: a curve is a function of the step.
+    by_step = {row["step"]: row for row in rows if math.isfinite(row["return_mean"])}
+    if len(by_step) < len({row["step"] for row in rows}):
+        notes.append(f"{path.name}: evaluations whose return is not finite are left out.")
+    if not by_step:
+        which = "no evaluation that can be read" if left_out or rows else "no evaluation yet"
+        raise ReportError(f"report: {path} holds {which}; let the run go on (`qcse train --resume {path}`)")
+    steps = sorted(by_step)
+    columns = {name: np.array([by_step[step][name] for step in steps]) for name in names}
     reference = REFERENCE_SCORES.get(task_family(str(config["env"])))
     values, spread, unit = columns["return_mean"], columns["return_std"], "return"
     if reference is not None and np.isfinite(columns["normalized_score"]).all():
         values, unit = columns["normalized_score"], "normalised score"
         spread = spread * 100.0 / (reference[1] - reference[0])
     train: dict[str, NDArray[np.float64]] = {}
-    if (path / "train.csv").is_file():
-        table = _csv(path / "train.csv")
-        for name in ("step", *DIAGNOSTICS, *LOSSES):
-            if table and name in table[0]:
-                try:
-                    train[name] = np.array([_number(row[name]) for row in table])
-                except (ValueError, TypeError) as error:
-                    raise ReportError(f"report: {path}: train.csv cannot be read ({error}); was it edited?") from error
-    machine = _json(path / "machine.json") if (path / "machine.json").is_file() else {}
+    machine: dict[str, Any] = {}
+    try:
+        if (path / "train.csv").is_file():
+            table, left_out = _read_rows(path / "train.csv", ("step",), (*DIAGNOSTICS, *LOSSES))
+            train = {name: np.array([row[name] for row in table], np.float64) for name in (table[0] if table else ())}
+            if left_out:
+                notes.append(f"{path.name}: {left_out} of the rows of train.csv cannot be read and are left out.")
+    except ReportError as error:
+        notes.append(f"Left out: {str(error).removeprefix('report: ')}")
+    try:
+        if (path / "machine.json").is_file():
+            machine = read_json(path / "machine.json", lenient=True)
+    except (QcseError, OSError) as error:
+        notes.append(f"Left out: {error if isinstance(error, QcseError) else _told(error, path)}")
     return Run(
         path=path,
         config=config,
@@ -257,29 +263,100 @@ def read_run(path: Path) -> Run:
         steps=np.array(steps, np.int64),
         values=values,
         spread=spread,
-        online=online,
+        online=np.array([by_step[step]["online"] for step in steps], np.bool_),
         wall_seconds=float(columns["wall_seconds"][-1]),
         train=train,
+        notes=notes,
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+NEEDED = ("algo", "env", "bonus.kind", "seed", "offline_steps", "online_steps")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Options by their full names. Those that this version knows are of its types; others may be there, and most of its
+    own may be missing, as the run may be another version's."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReportError(f"report: {path} cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise ReportError(f"report: {path} holds a {type(value).__name__}, expected an object")
-    return value
+        data = read_json(path)
+        build(TrainConfig, data, str(path), whole=False)
+    except (QcseError, OSError) as error:
+        raise ReportError(f"report: {error if isinstance(error, QcseError) else _told(error, path)}") from error
+    config = _flat(data)
+    missing = [name for name in NEEDED if not isinstance(config.get(name), str | int)]
+    if missing:
+        raise ReportError(f"report: {path} has no {', '.join(missing)}; expected one by `qcse train`")
+    for name in NEEDED[3:]:
+        if not RANGES[name].holds(config[name]):
+            expected = RANGES[name].expected(config[name])
+            raise ReportError(f"report: {path}: {name}: got {shown(config[name])}, expected {expected}")
+    return {name: _printable(value) if isinstance(value, str) else value for name, value in config.items()}
 
 
-def _csv(path: Path) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def _told(error: OSError, path: Path) -> str:
+    return f"{path}: {error.strerror or error}"
+
+
+def _printable(text: str) -> str:
+    """Text from a file as it can be printed and drawn; a name is not long."""
+    return "".join(c if c.isprintable() else "?" for c in text[:200])
+
+
+def _read_rows(
+    path: Path, needed: Sequence[str], others: Sequence[str] = (), phase: bool = False
+) -> tuple[list[dict[str, Any]], int]:
+    """Rows of a CSV file as numbers, and the number of those that cannot be read: cells are missing or no numbers, or
+    the last line is still being written.
+
+    Args:
+        needed: columns that must be there. "step" is a whole number, others are floats; NaN where a cell is empty.
+        others: columns that may be there.
+        phase: read the column of this name as well: row["online"] is whether it says so.
+
+    Raises:
+        ReportError: the file cannot be read, or lacks a column.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ReportError(f"report: {_told(error, path)}") from error
+    first, *lines = content.split(b"\n")[:-1] or [b""]
+    header = _cells(first)
+    place = {name: header.index(name) for name in (*needed, *others, *(("phase",) if phase else ())) if name in header}
+    missing = [name for name in (*needed, *(("phase",) if phase else ())) if name not in place]
+    if missing and (first or lines):
+        raise ReportError(f"report: {path} has no columns {', '.join(missing)}; was it edited?")
+    rows: list[dict[str, Any]] = []
+    left_out = int(not content.endswith(b"\n") and content != b"")
+    for cells in map(_cells, filter(None, lines)):
+        try:
+            if len(cells) != len(header):
+                raise ValueError("cells are missing")
+            numbers = place.keys() - {"step", "phase"}
+            row: dict[str, Any] = {name: _number(cells[place[name]]) for name in numbers}
+            row["step"] = int(cells[place["step"]])
+            if not RANGES["online_steps"].holds(row["step"]):
+                raise ValueError("not a step")
+            if phase:
+                row["online"] = ("offline", "online").index(cells[place["phase"]]) == 1
+        except ValueError:
+            left_out += 1
+        else:
+            rows.append(row)
+    return rows, left_out
+
+
+def _cells(line: bytes) -> list[str]:
+    """What a line of a CSV file holds; nothing where it is damaged. (A row is a line, whatever it quotes.)"""
+    try:
+        return next(csv.reader([line.decode("utf-8")]), [])
+    except (UnicodeDecodeError, csv.Error):
+        return []
 
 
 def _number(text: str) -> float:
-    return float(text) if text != "" else math.nan
+    """A cell's number; NaN where it is empty, infinite or too large to be drawn."""
+    number = float(text) if text != "" else math.nan
+    return number if abs(number) < 1e100 else math.nan
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -334,7 +411,14 @@ def _settings(run: Run) -> dict[str, Any]:
 
 COLUMNS = ("environment", "method", "seeds", "offline end", "last", "best", "area", "regret", "steps to", "minutes")
 ACROSS_COLUMNS = ("method", "runs", "environments", "IQM of last", "IQM of area", "better than without bonus")
-THRESHOLD = 0.9  # 'steps to': this share of the best mean score that any method ends with
+THRESHOLD = 0.9  # 'steps to': this share of the way from the untrained policy to the best end
+
+
+def threshold(runs: Sequence[Run], best_end: float) -> float:
+    """The value that 'steps to' asks for in an environment: most of the way from its runs' first evaluations to the
+    best mean that a method ends with. (A share of that end itself would lie above it where it is negative.)"""
+    start = float(np.mean([run.values[0] for run in runs]))
+    return min(best_end, start + THRESHOLD * (best_end - start))
 
 
 def table_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
@@ -344,9 +428,10 @@ def table_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
         runs = group.runs
         seeds = ", ".join(str(run.seed) + ("" if run.finished else "*") for run in runs)
         error = runs[0].last_error if len(runs) == 1 else math.nan
-        minutes = np.mean([run.wall_seconds for run in runs]) / 60.0
-        best_end = max(float(np.mean([run.last for run in g.runs])) for g in groups if g.env == group.env)
-        reached = [run.online_steps_to(THRESHOLD * best_end) for run in runs]
+        rivals = [g for g in groups if g.env == group.env]
+        best_end = max(float(np.mean([run.last for run in g.runs])) for g in rivals)
+        wanted = threshold([run for g in rivals for run in g.runs], best_end)
+        reached = float(np.median([run.online_steps_to(wanted) for run in runs]))
         rows.append(
             (
                 group.env,
@@ -357,11 +442,16 @@ def table_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
                 _spell([run.best for run in runs]),
                 _spell([run.area for run in runs]),
                 _spell([1.0 - run.area / 100.0 for run in runs if run.unit == "normalised score"], digits=3),
-                f"{np.median(reached):,.0f}" if np.isfinite(np.median(reached)) else "never",
-                f"{minutes:.1f}",
+                f"{reached:,.0f}" if math.isfinite(reached) else "never",
+                _mean([run.wall_seconds / 60.0 for run in runs]),
             )
         )
     return rows
+
+
+def _mean(values: Sequence[float]) -> str:
+    known = [value for value in values if math.isfinite(value)]
+    return f"{np.mean(known):.1f}" if known else "-"
 
 
 def across_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
@@ -406,8 +496,8 @@ def _spell(values: Sequence[float], error: float = math.nan, digits: int = 1) ->
     return text if math.isnan(error) else f"{text} ± {error:.{digits}f}"
 
 
-def _notes(groups: Sequence[Group]) -> list[str]:
-    """What a reader must know to read the table right; only what applies to these runs."""
+def _notes(groups: Sequence[Group], left_out: Sequence[str]) -> list[str]:
+    """What a reader must know to read the table right; only what applies to these runs, and to what was left out."""
     runs = [run for group in groups for run in group.runs]
     units = {run.env: run.unit for run in runs}
     notes = []
@@ -419,8 +509,8 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     notes.append(
         "Offline end: the last evaluation before the first online step. Last: the last one of all. Best: the best of "
         "the online phase. Area: mean along the online curve from the offline end on (trapezoid). Regret: 1 - area / "
-        f"100. Steps to: online steps until {THRESHOLD:.0%} of the best mean score that a method ends with there "
-        "(median over seeds)."
+        f"100. Steps to: online steps until {THRESHOLD:.0%} of the way from the first evaluation (mean over all runs "
+        "there) to the best mean score that a method ends with (median over seeds)."
     )
     if across_rows(groups):
         notes.append(
@@ -445,7 +535,8 @@ def _notes(groups: Sequence[Group]) -> list[str]:
             notes.append(
                 f"* {run.path.name}: evaluated up to step {run.steps[-1]:,} of {run.total_steps:,}, not finished."
             )
-    return notes
+        notes += run.notes
+    return notes + [f"Left out: {reason}" for reason in left_out]
 
 
 def _text_table(rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS, words: int = 3) -> str:
@@ -606,7 +697,12 @@ summary { cursor: pointer; font-weight: 600; }
 """.strip()
 
 
-def _html(groups: Sequence[Group], rows: Sequence[Sequence[str]], pictures: Sequence[tuple[str, str, Path]]) -> str:
+def _html(
+    groups: Sequence[Group],
+    rows: Sequence[Sequence[str]],
+    pictures: Sequence[tuple[str, str, Path]],
+    notes: Sequence[str],
+) -> str:
     runs = [run for group in groups for run in group.runs]
     envs = list(dict.fromkeys(run.env for run in runs))
     count = f"{len(runs)} run{'s' if len(runs) != 1 else ''}"
@@ -633,7 +729,7 @@ def _html(groups: Sequence[Group], rows: Sequence[Sequence[str]], pictures: Sequ
             parts.append(f"<tr>{''.join(cells)}</tr>")
         parts.append("</table></div>")
     parts.append("<ul class='notes'>")
-    parts += [f"<li>{escape(note)}</li>" for note in _notes(groups)]
+    parts += [f"<li>{escape(note)}</li>" for note in notes]
     parts.append("</ul>")
     for heading, alternative, path in pictures:
         data = base64.b64encode(path.read_bytes()).decode("ascii")
@@ -643,7 +739,7 @@ def _html(groups: Sequence[Group], rows: Sequence[Sequence[str]], pictures: Sequ
     parts.append(_pairs(_data_facts(runs)))
     parts.append("<h2>Machine and versions</h2>")
     parts += _folded(
-        [(run.path.name, {k: v for k, v in run.machine.items() if k != "data"}) for run in runs],
+        [(run.path.name, _machine(run)) for run in runs],
         "machine.json is missing",
     )
     parts.append("<h2>Configuration</h2>")
@@ -708,6 +804,17 @@ def _data_facts(runs: Sequence[Run]) -> dict[str, Any]:
     return facts
 
 
+def _machine(run: Run) -> dict[str, Any]:
+    """The facts of the run's latest part, and what was otherwise in the parts before."""
+    facts = {name: value for name, value in run.machine.items() if name not in ("data", "earlier")}
+    earlier = run.machine.get("earlier")
+    for number, part in enumerate(earlier if isinstance(earlier, list) else [], 1):
+        if isinstance(part, dict):
+            other = {name: value for name, value in part.items() if name != "data" and facts.get(name) != value}
+            facts[f"part {number} of the run"] = other or "the same"
+    return facts
+
+
 def _folded(tables: Sequence[tuple[str, dict[str, Any]]], absent: str) -> list[str]:
     """Tables that fold away; runs with equal ones share them."""
     shared: dict[str, tuple[dict[str, Any], list[str]]] = {}
@@ -726,54 +833,89 @@ def report(dirs: Sequence[Path], out: Path) -> str:
     followed by its name and .png.
 
     Args:
-        dirs: run folders, or folders that hold some; one named twice counts once.
+        dirs: run folders, or folders that hold some; one named twice counts once. One that cannot be read is left out,
+            and a note says why.
         out: folder for the report and its pictures; made if missing, files of an earlier report are replaced.
 
     Returns:
         The table as text, with its notes and the paths of what was written.
 
     Raises:
-        ReportError: no folders, a folder that is not a run (it is named), or an `out` that cannot be written.
+        ReportError: no folders, one that does not exist, none that can be read, or an `out` that cannot be written.
     """
     if not dirs:
         raise ReportError("report: got no run folders, expected at least one made by `qcse train`")
-    unique = {path.resolve(): path for given in dirs for path in run_folders(Path(given))}
-    groups = group_runs([read_run(path) for path in unique.values()])
+    for given in dirs:
+        if not Path(given).resolve().exists():
+            raise ReportError(f"report: {given} is not a run folder: there is no such folder")
+    runs, left_out = [], []
+    for path in {path.resolve(): path for given in dirs for path in run_folders(Path(given))}.values():
+        try:
+            runs.append(read_run(path))
+        except ReportError as error:
+            left_out.append(str(error).removeprefix("report: "))
+    if not runs:
+        more = f" (and {len(left_out) - 1} more folders cannot be read)" if len(left_out) > 1 else ""
+        raise ReportError(f"report: {left_out[0]}{more}")
+    groups = group_runs(runs)
     rows = table_rows(groups)
     out = Path(out)
-    pictures: list[tuple[str, str, Path]] = []
     try:
-        pictures.append(("Learning curves", _text_table(rows), _save(draw_curves(groups), out / "curves.png")))
-        for env in dict.fromkeys(group.env for group in groups):
-            members = [group for group in groups if group.env == env]
-            for figure, name, title, words in (
-                (draw_bonus(members), "bonus", "The bonus", "Diagnostics of the bonus"),
-                (draw_losses(members), "losses", "Losses", "Losses and Q of each run"),
-            ):
-                if figure is not None:
-                    path = _save(figure, out / f"{name}-{_file_name(env)}.png")
-                    pictures.append((f"{title}, {env}", f"{words} in {env}", path))
-        for env in dict.fromkeys(group.env for group in groups):
-            # One run for each method: its first seed.
-            first = [(g.label, g.colour, read_visits(g.runs[0].path)) for g in groups if g.env == env]
-            seen = [(label, colour, visits) for label, colour, visits in first if visits is not None]
-            if seen:
-                path = _save(draw_visits(seen), out / f"visits-{_file_name(env)}.png")
-                pictures.append((f"Visited states, {env}", f"States of the dataset and of each method in {env}", path))
+        with matplotlib.rc_context({"text.parse_math": False}):  # a name may hold a dollar
+            pictures, undrawn = _draw(groups, rows, out)
+        notes = _notes(groups, left_out + undrawn)
         page = out / "report.html"
         with atomic_path(page) as temporary:
-            temporary.write_text(_html(groups, rows, pictures), encoding="utf-8")
+            temporary.write_bytes(_html(groups, rows, pictures, notes).encode("utf-8", "replace"))
     except OSError as error:
         raise ReportError(f"report: {out} cannot be written ({error}); choose another folder") from error
     written = [page, *(path for _, _, path in pictures)]
     tables = [_text_table(rows)]
     if across := across_rows(groups):
         tables += ["", _text_table(across, ACROSS_COLUMNS, words=1)]
-    return "\n".join([*tables, "", *_notes(groups), "", *(f"wrote {path}" for path in written)])
+    return "\n".join([*tables, "", *notes, "", *(f"wrote {path}" for path in written)])
 
 
-def _file_name(env: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in env)
+def _draw(
+    groups: Sequence[Group], rows: Sequence[Sequence[str]], out: Path
+) -> tuple[list[tuple[str, str, Path]], list[str]]:
+    """Draw the pictures; returns their headings, alternative texts and files, and what could not be drawn and why."""
+    pictures = [("Learning curves", _text_table(rows), _save(draw_curves(groups), out / "curves.png"))]
+    left_out: list[str] = []
+    names = _file_names(group.env for group in groups)
+    for env, name in names.items():
+        members = [group for group in groups if group.env == env]
+        for figure, kind, title, words in (
+            (draw_bonus(members), "bonus", "The bonus", "Diagnostics of the bonus"),
+            (draw_losses(members), "losses", "Losses", "Losses and Q of each run"),
+        ):
+            if figure is not None:
+                pictures.append((f"{title}, {env}", f"{words} in {env}", _save(figure, out / f"{kind}-{name}.png")))
+    for env, name in names.items():
+        seen: list[tuple[str, str, Visits]] = []
+        for group in (group for group in groups if group.env == env):
+            try:
+                visits = read_visits(group.runs[0].path)  # one run for each method: its first seed
+            except (QcseError, OSError) as error:
+                left_out.append(f"visited states of {group.runs[0].path.name}: {error}")
+                continue
+            if visits is not None and (not seen or visits.online.shape[1] == seen[0][2].online.shape[1]):
+                seen.append((group.label, group.colour, visits))
+        if seen:
+            path = _save(draw_visits(seen), out / f"visits-{name}.png")
+            pictures.append((f"Visited states, {env}", f"States of the dataset and of each method in {env}", path))
+    return pictures, left_out
+
+
+def _file_names(envs: Iterable[str]) -> dict[str, str]:
+    """Environment -> its part of file names, which are short and differ."""
+    names: dict[str, str] = {}
+    for env in dict.fromkeys(envs):
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in env)
+        if len(name) > 60 or name.lower() in (other.lower() for other in names.values()):
+            name = f"{name[:50]}-{hashlib.sha256(env.encode()).hexdigest()[:8]}"
+        names[env] = name
+    return names
 
 
 def _save(figure: Figure, path: Path) -> Path:

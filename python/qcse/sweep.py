@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-import tomllib
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from .report import report, run_folders
 from .signals import WITH_PARENT, stop_signals
 from .tasks import find_task
 from .train import check_folder
+from .typed import conform, read_json, read_toml, shown
 
 if TYPE_CHECKING:
     from .cli import SweepArgs
@@ -153,7 +153,7 @@ def sweep(args: SweepArgs, extra: Sequence[str]) -> int:
     check_folder(out)
     with own(out):
         stored = out / "sweep.json"
-        if stored.exists() and (before := json.loads(stored.read_text())) != definition:
+        if stored.exists() and (before := read_json(stored)) != definition:
             changed = ", ".join(name for name in definition if before.get(name) != definition[name])
             raise ConfigError(
                 f"out: {out} holds another sweep (it differs in: {changed}); give the options that it was started with "
@@ -194,22 +194,18 @@ def read_file(path: Path) -> dict[str, Any]:
     """Options of a sweep from a TOML file, named as on the command line, and `extra`, a list of words.
 
     Raises:
-        ConfigError: the file cannot be read, or names an option that there is not.
+        ConfigError: the file is not TOML, names an option that there is not, or gives one a value of another type.
+        OSError: it cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            read = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"file: {path} cannot be read ({error}); expected a TOML file") from None
-    unknown = sorted(set(read) - set(OPTIONS) - {"workers", "extra"})
+    from .cli import SweepArgs
+
+    read = read_toml(path)
+    hints = typing.get_type_hints(SweepArgs)
+    hints = {name: hints[name] for name in (*OPTIONS, "workers")} | {"extra": tuple[str | int | float, ...]}
+    unknown = [name for name in read if name not in hints]
     if unknown:
-        raise ConfigError(
-            f"file: {path} has unknown options {unknown}; expected some of {sorted(OPTIONS)}, workers, extra"
-        )
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
-    if isinstance(options.get("datasets"), tuple):
-        options["datasets"] = tuple(Path(str(name)) for name in options["datasets"])
-    return options
+        raise ConfigError(f"{path}: got unknown options {shown(unknown)}; expected some of {', '.join(sorted(hints))}")
+    return {name: conform(value, hints[name], f"{path}: {name}") for name, value in read.items()}
 
 
 def _stem(dataset: str) -> str:

@@ -32,7 +32,7 @@ from . import checkpoint
 from .agents import AGENTS
 from .agents.sac import SAC
 from .buffer import NO_RETURN, ReplayBuffer
-from .config import TrainConfig, differences, from_dict, to_dict, validate
+from .config import TrainConfig, differences, from_json, read_config, to_dict, validate
 from .datasets import Transitions, load_dataset, mean_and_spread, monte_carlo_returns, normalized_score
 from .envs import EpisodeRecorder, EvalResult, Evaluator, check_compatible, make_env, task_for
 from .errors import CheckpointError, ConfigError, NonFiniteLossError, WriteError
@@ -607,7 +607,7 @@ class Trainer:
     def _load(self, state: dict[str, Any]) -> None:
         mean, spread = state["observation_scale"]
         self.mean, self.spread = mean.cpu().numpy(), spread.cpu().numpy()
-        stored = from_dict(json.loads(state["config"]))
+        stored = from_json(state["config"], f"{self.out / checkpoint.NAME}: config")
         changed = [
             d for d in differences(stored, self.config) if d[0] not in (*MAY_MOVE, *(() if self.learns else HOST))
         ]
@@ -683,12 +683,7 @@ def stored_config(out: Path) -> TrainConfig:
     path = out / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{out} is not a run folder: {path} does not exist; expected the --out of a qcse run")
-    try:
-        return from_dict(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(
-            f"{path} is not valid JSON ({error}); restore it from checkpoint.pt or start anew"
-        ) from None
+    return read_config(path)
 
 
 def group_of(out: Path) -> Path | None:

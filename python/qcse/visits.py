@@ -3,11 +3,11 @@ look at. All of it is read from the run's last checkpoint; nothing is logged for
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from . import checkpoint
 from .agents import AGENTS
 from .buffer import ReplayBuffer
-from .config import TrainConfig, from_dict
-from .datasets import DatasetError, load_dataset, task_family
+from .config import TrainConfig, from_json, validate
+from .datasets import load_dataset, task_family
+from .errors import CheckpointError, QcseError
 from .inspection import principal_components
 from .reward import IntrinsicReward
 from .streams import Streams
@@ -60,13 +61,29 @@ class Visits:
 
 
 def read_visits(folder: Path) -> Visits | None:
-    """What a run folder's checkpoint tells; None where it has no checkpoint or no online transitions yet."""
+    """What a run folder's checkpoint tells; None where it has no checkpoint or no online transitions yet.
+
+    Raises:
+        QcseError: the checkpoint or the configuration beside it is damaged, or they do not fit each other.
+        OSError: they cannot be read.
+    """
     group = group_of(folder)
     home = folder if group is None else group
     if not (home / checkpoint.NAME).is_file():
         return None
-    state = checkpoint.load(home / checkpoint.NAME)
-    config = from_dict(json.loads(state["config"]))
+    state = checkpoint.load_run(home)
+    if state is None:
+        return None
+    try:
+        return _visits(folder, home, state)
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CheckpointError(f"checkpoint: what {home} holds does not fit its configuration ({reason})") from error
+
+
+def _visits(folder: Path, home: Path, state: Mapping[str, Any]) -> Visits | None:
+    config = from_json(state["config"], f"{home / checkpoint.NAME}: config")
+    validate(config)
     rows = state["buffer"]["rows"]
     if state["buffer"]["added"] == 0:
         return None
@@ -74,13 +91,16 @@ def read_visits(folder: Path) -> Visits | None:
     state_dim, action_dim = (rows[name].shape[-1] for name in ("observations", "actions"))
     capacity = min(config.online_buffer, max(config.online_steps, 1))
     buffer = ReplayBuffer(None, len(seeds), capacity, state_dim, action_dim, torch.device("cpu"))
-    checkpoint.load_buffer(home, buffer, state)
+    checkpoint.load_buffer(home, buffer, dict(state))
     seed = stored_config(folder).seed - config.seed
     mean, spread = (part.numpy() for part in state["observation_scale"])
     chosen = torch.from_numpy(_spread(buffer.size, STATES))
     online = buffer.online["observations"][seed, chosen].numpy() * spread + mean
     q, bonus = _bonus(config, state, buffer, seeds, seed)
-    return Visits(config.env, _dataset_states(config), online, q, bonus)
+    offline = _dataset_states(config)
+    if offline is not None and offline.shape[1] != online.shape[1]:  # another file lies there now
+        offline = None
+    return Visits(config.env, offline, online[np.isfinite(online).all(axis=1)], q, bonus)
 
 
 def _spread(rows: int, most: int) -> NDArray[np.int64]:
@@ -114,7 +134,7 @@ def _dataset_states(config: TrainConfig) -> States | None:
 def _load_states(dataset: Path) -> States | None:
     try:
         data = load_dataset(dataset, progress=False)
-    except DatasetError:  # the file has moved: the run's own states are still worth a look
+    except (QcseError, OSError):  # the file has moved: the run's own states are still worth a look
         return None
     return data.observations[_spread(len(data), STATES)].copy()
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import platform
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,18 @@ import torch
 
 from qcse import log as log_module
 from qcse.errors import QcseError
-from qcse.log import EVAL_COLUMNS, CsvLog, LogError, RunLog, machine_facts, write_json
+from qcse.log import (
+    EVAL_COLUMNS,
+    CsvLog,
+    LogError,
+    RunLog,
+    append_machine_facts,
+    describe_changes,
+    json_text,
+    machine_facts,
+    moves_bits,
+    write_json,
+)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -87,9 +101,36 @@ def test_another_files_columns_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LogError, match=r"has the columns \['time', 'loss'\], expected \['step'\]"):
         CsvLog(path, ("step",))
     assert CsvLog(path).columns == ("time", "loss")
-    with pytest.raises(LogError, match="cannot be written"):
+    with pytest.raises(OSError, match=r"a\.csv"):
         CsvLog(path / "under-a-file.csv", ("step",))
     assert issubclass(LogError, QcseError)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"step,x\n1,\xff\n", "not UTF-8 text \\(byte 9\\)"),
+        (b"step,x\n1,\0\n", "holds a NUL"),
+        (b"step,step\n", "names that differ"),
+        (b"step,\n", "names that differ"),
+        (b"\n", "names that differ|no header"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "train.csv"
+    path.write_bytes(content)
+    with pytest.raises(LogError, match=rf"train\.csv .*({message})") as caught:
+        CsvLog(path)
+    assert len(str(caught.value).splitlines()) == 1 and path.read_bytes() == content
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    log = CsvLog(tmp_path / "a.csv", ("step",))
+    log._file = open("/dev/full", "a", encoding="utf-8")
+    for act in (lambda: log.append({"step": 1}), log.sync, log.close):
+        with pytest.raises(OSError) as caught:
+            act()
+        assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "a.csv")
 
 
 def test_extended_columns_are_empty_in_earlier_rows(tmp_path: Path) -> None:
@@ -199,6 +240,72 @@ def test_a_run_goes_on_without_tensorboard(
     assert "pip install tensorboard" in caplog.text and len(rows(tmp_path / "eval.csv")) == 1
 
 
+class Failing:
+    """A logger that fails at its n-th row, as a full disk makes TensorBoard's thread fail."""
+
+    def __init__(self, directory: Path, last_steps: object = None) -> None:
+        self.rows, self.closed = 0, False
+
+    def write(self, kind: str, row: Mapping[str, Any]) -> None:
+        self.rows += 1
+        if self.rows == 2:
+            raise FileNotFoundError(2, "No such file or directory", "events")
+
+    def close(self) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_what_comes_second_may_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(log_module, "TensorBoardLog", Failing)
+    log = RunLog(tmp_path / "a")
+    for step in range(4):
+        log.write("train", {"step": step})
+    log.close()
+    assert len(rows(tmp_path / "a" / "train.csv")) == 4 and caplog.text.count("no more rows for Failing") == 1
+    caplog.clear()
+    RunLog(tmp_path / "b").close()
+    assert caplog.text.count("No space left") == 1
+
+    def broken(*_: object) -> None:
+        raise TypeError("Descriptors cannot be created directly.\nIf this call came from a _pb2.py file, ...")
+
+    monkeypatch.setattr(log_module, "TensorBoardLog", broken)
+    caplog.clear()
+    log = RunLog(tmp_path / "c")
+    log.write("train", {"step": 1})
+    log.close()
+    assert caplog.text.count("Descriptors cannot") == 1 and len(caplog.records[0].getMessage().splitlines()) == 1
+
+
+def test_the_folder_of_tensorboard_vanishes(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd) -> None:
+    pytest.importorskip("tensorboard")
+    log = RunLog(tmp_path)
+    shutil.rmtree(tmp_path / "tensorboard")
+    for step in range(3):
+        log.write("eval", eval_row(step))
+        log.write("train", {"step": step, "loss": 1.0})
+    log.close()
+    assert len(rows(tmp_path / "eval.csv")) == 3 and len(rows(tmp_path / "train.csv")) == 3
+    assert caplog.text.count("no more rows for TensorBoardLog") == 1 and "Traceback" not in capfd.readouterr().err
+
+
+def test_a_run_resumes_behind_a_last_line_of_anything(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, tensorboard=False)
+    log.write("eval", eval_row(0))
+    log.write("train", {"step": 10, "loss": 0.5})
+    kept = log.state()
+    for tail in (b"20,0.", b"\0" * 30, b"20,\xff\xfe"):
+        for name in ("train.csv", "eval.csv"):
+            with open(tmp_path / name, "ab") as file:
+                file.write(tail)
+        again = RunLog(tmp_path, resume_rows=kept, tensorboard=False)
+        assert again.state() == kept
+        again.close()
+    assert rows(tmp_path / "train.csv") == [{"step": "10", "loss": "0.5"}]
+
+
 # JSON and facts.
 
 
@@ -211,6 +318,40 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="got a object"):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text())["n"] == 3 and list(path.parent.iterdir()) == [path]
+
+
+def test_json_has_no_nan_and_takes_any_path(tmp_path: Path) -> None:
+    value = {"a": math.nan, "b": [np.float32("inf"), 1.5], "c": np.array([math.nan, 2.0]), 3: (True, -math.inf)}
+    assert json_text(value) == '{"a": null, "b": [null, 1.5], "c": [null, 2.0], "3": [true, null]}'
+    assert json_text(torch.tensor(2)) == "2"
+    for name in ("größe", "caf\udce9"):
+        write_json(tmp_path / "a.json", {"path": Path(name)})
+        (tmp_path / "a.json").read_text(encoding="utf-8")
+        assert json.loads((tmp_path / "a.json").read_bytes()) == {"path": name}
+
+
+def test_facts_of_earlier_parts_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "machine.json"
+    for torch_version in ("2.11", "2.11", "2.13", "2.12"):
+        append_machine_facts(path, {"torch": torch_version, "speed": math.nan})
+    stored = json.loads(path.read_text())
+    assert stored["torch"] == "2.12" and [part["torch"] for part in stored["earlier"]] == ["2.11", "2.13"]
+    path.write_text('{"torch": "2.10", "peak": NaN}')  # as written before
+    append_machine_facts(path, {"torch": "2.11"})
+    assert json.loads(path.read_text()) == {"torch": "2.11", "earlier": [{"torch": "2.10", "peak": None}]}
+    path.write_bytes(b"\xff")
+    append_machine_facts(path, {"torch": "2.11"})
+    assert json.loads(path.read_text()) == {"torch": "2.11"} and "not UTF-8" in caplog.text
+
+
+def test_what_moves_bits_is_told() -> None:
+    now = moves_bits(machine_facts() | {"device": "cpu"})
+    assert {"torch", "mujoco", "instructions", "operator_instructions", "threads", "device"} <= set(now)
+    assert "cores" not in now and json.loads(json.dumps(now)) == now
+    assert describe_changes(now, now) is None
+    before = now | {"torch": "2.1.0", "gpus": ["A", "B"]}
+    assert describe_changes(before, now | {"gpus": []}) == f"gpus A, B -> none, torch 2.1.0 -> {now['torch']}"
+    assert describe_changes({"threads": 64}, now) == f"threads 64 -> {now['threads']}"
 
 
 def test_machine_facts(tmp_path: Path) -> None:

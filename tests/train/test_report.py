@@ -21,6 +21,7 @@ from qcse.report import (
     DIAGNOSTICS,
     LOSSES,
     ReportError,
+    _file_names,
     across_rows,
     draw_bonus,
     draw_losses,
@@ -285,33 +286,109 @@ def test_folders_that_are_no_runs_are_named(tmp_path: Path) -> None:
         report([good, tmp_path / "absent"], tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ReportError, match=r"empty is not a run folder: it has no config\.json"):
-        report([good, tmp_path / "empty"], tmp_path / "out")
+        report([tmp_path / "empty"], tmp_path / "out")
     early = make_run(tmp_path / "early", [])
-    with pytest.raises(ReportError, match=r"early holds no evaluation yet"):
-        report([early], tmp_path / "out")
+    with pytest.raises(ReportError, match=r"early holds no evaluation yet.*\(and 1 more folders cannot be read\)"):
+        report([early, tmp_path / "empty"], tmp_path / "out")
     with pytest.raises(ReportError, match=r"cannot be written"):
         report([good], good / "eval.csv")
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_read_is_left_out_with_a_note(tmp_path: Path) -> None:
+    dirs = [make_run(tmp_path / "good", CURVE), make_run(tmp_path / "early", []), make_run(tmp_path / "hurt", CURVE)]
+    (tmp_path / "hurt" / "config.json").write_bytes(b"\xff")
+    text = report(dirs, tmp_path / "out")
+    assert "40.0 ± 1.0" in text and "early holds no evaluation yet" in text
+    assert f"Left out: {tmp_path / 'hurt' / 'config.json'} is not UTF-8" in text
+    assert "is not UTF-8" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+HEADER = ",".join(EVAL_COLUMNS) + "\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", "{", r"config\.json cannot be read"),
-        ("config.json", "[]", r"holds a list, expected an object"),
+        ("config.json", "{", r"config\.json is not valid JSON"),
+        ("config.json", "[]", r"holds \[\], expected an object"),
         ("config.json", '{"algo": "sac", "env": "Hopper-v5"}', r"config\.json has no bonus\.kind, seed, offline_steps"),
-        ("eval.csv", "step,phase\n1,online\n", r"eval\.csv cannot be read .*return_mean"),
-        ("eval.csv", ",".join(EVAL_COLUMNS) + "\n1,online\n", r"eval\.csv cannot be read"),
-        ("eval.csv", ",".join(EVAL_COLUMNS) + "\n1,online,x,0,0,0,0\n", r"eval\.csv cannot be read .*'x'"),
-        ("train.csv", "step,bonus/mean\n1,x\n", r"train\.csv cannot be read .*'x'"),
+        ("config.json", '{"seed": "0"}', r"config\.json: seed: got the text '0', expected a whole number"),
+        ("config.json", '{"bonus": {"kind": 3}}', r"config\.json: bonus\.kind: got 3, expected one of"),
+        ("eval.csv", "step,phase\n1,online\n", r"eval\.csv has no columns return_mean, return_std"),
+        ("eval.csv", "\udcff\n", r"eval\.csv has no columns step"),
+        ("eval.csv", HEADER + "\udcff\n", r"hurt holds no evaluation that can be read"),
+        ("eval.csv", HEADER + "1,online\n", r"hurt holds no evaluation that can be read"),
+        ("eval.csv", HEADER + "1,online,x,0,0,0,0\n", r"hurt holds no evaluation that can be read"),
+        ("eval.csv", HEADER + "1,online,nan,0,0,0,0\n", r"hurt holds no evaluation that can be read"),
+        ("eval.csv", HEADER + "1," + "x" * 200_000 + "\n", r"hurt holds no evaluation that can be read"),
     ],
 )
 def test_damaged_runs_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     path = make_run(tmp_path / "hurt", CURVE)
-    (path / name).write_text(content)
+    (path / name).write_text(content, errors="surrogateescape")
     with pytest.raises(ReportError, match=message) as caught:
         read_run(path)
-    assert "hurt" in str(caught.value)
+    assert "hurt" in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_rows_that_cannot_be_read_are_left_out_with_a_note(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", CURVE, diagnostics=True)
+    with open(path / "eval.csv", "a") as file:
+        file.write("210,online\n220,online,x,0,0,0,0\n230,later,1,0,1,0,0\n-5,online,1,0,1,0,0\n")
+        file.write(
+            '240,online,inf,0,1,0,0\n245,"online,1,0,1,0,0\n250,online,1.0,0,1'
+        )  # the last one is still being written
+    with open(path / "train.csv", "a") as file:
+        file.write("210,online\n" + "9" * 5000 + ",online,1" + ",1" * len(DIAGNOSTICS) + "\n")
+    run = read_run(path)
+    assert run.steps.tolist() == [0, 50, 100, 150, 200] and run.train["step"].tolist() == list(range(20, 201, 20))
+    assert run.notes == [
+        "a: 6 of the rows of eval.csv cannot be read and are left out.",
+        "a: evaluations whose return is not finite are left out.",
+        "a: 2 of the rows of train.csv cannot be read and are left out.",
+    ]
+    assert "a: 6 of the rows of eval.csv" in report([path], tmp_path / "out")
+
+
+def test_what_comes_second_may_be_damaged(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", CURVE)
+    for content, word in ((b"\xff\n", "is not UTF-8"), (b"loss\n1\n", "is not valid JSON")):
+        (path / "train.csv").write_bytes(content)
+        (path / "machine.json").write_bytes(content)
+        run = read_run(path)
+        assert run.train == {} and run.machine == {}
+        assert "train.csv has no columns step" in run.notes[0] and word in run.notes[1]
+    (path / "train.csv").unlink()
+    (path / "machine.json").write_text('{"cpu": NaN, "earlier": [{"torch": "2.11"}, 3], "torch": "2.13"}')
+    (path / "checkpoint.pt").write_bytes(b"nothing")
+    text = report([path], tmp_path / "out")
+    assert "Left out: visited states of a: checkpoint:" in text and "40.0 ± 1.0" in text
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "part 1 of the run" in page and "torch: 2.11" in page
+
+
+def test_names_of_any_kind_are_drawn(tmp_path: Path) -> None:
+    names = ["$x^{$", "e\x1b[31m\n\udc80", "long" * 200]
+    dirs = [make_run(tmp_path / f"run\udce9{i}", CURVE, env=name) for i, name in enumerate(names)]
+    text = report([*dirs, make_run(tmp_path / "$_{", CURVE, env="$x^{$", dataset="a/$_{.hdf5")], tmp_path / "out")
+    assert "\x1b" not in text and "e?[31m??" in text and "dataset=$_{.hdf5" in text
+    assert "e?[31m??" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    files = _file_names(["a/b-v0", "a-b-v0", "A-B-v0", "long" * 50, "a/b-v0"])
+    assert len({name.lower() for name in files.values()}) == 4 and files["a/b-v0"] == "a-b-v0"
+    assert max(map(len, files.values())) < 70
+
+
+def test_steps_to_where_returns_are_negative(tmp_path: Path) -> None:
+    curve = [(0, "online", -400.0), (10, "online", -300.0), (20, "online", -150.0), (30, "online", -100.0)]
+    worse = [(step, phase, value - 20.0) for step, phase, value in curve]
+    falling = [(step, phase, -500.0 - step) for step, phase, _ in curve]
+    options = {"env": "Pendulum-v1", "algo": "sac", "offline": 0, "online": 30}
+    dirs = [make_run(tmp_path / "a", curve, **options), make_run(tmp_path / "b", worse, bonus="qcse", **options)]
+    assert [row[8] for row in table_rows(group_runs(map(read_run, dirs)))] == ["30", "30"]
+    # Wherever training ends, the one that ends best reaches its own end.
+    run = read_run(make_run(tmp_path / "c", falling, **options))
+    assert [row[8] for row in table_rows(group_runs([run]))] == ["0"]
 
 
 def test_a_run_without_extras_is_reported_all_the_same(tmp_path: Path) -> None:
