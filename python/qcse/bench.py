@@ -185,7 +185,7 @@ def environment_rate(name: str, steps: int = 2000) -> float:
     begin = time.perf_counter()
     for action in actions:
         if any(env.step(action)[2:]):
-            env.reset()
+            env.reset(0)
     return steps / (time.perf_counter() - begin)
 
 

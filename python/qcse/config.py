@@ -195,6 +195,10 @@ class TrainConfig:
     d4rl_transitions: bool = False
     """Use exactly the transitions of D4RL's qlearning_dataset: without the steps at time limits, which are kept
     otherwise, with their true next states where the file has them."""
+    action_units: Literal["auto", "unit", "environment"] = "auto"
+    """What the dataset's actions are measured in, where the environment's bounds are not -1 and 1. unit: those bounds
+    are -1 and 1, as in what `qcse collect` records; environment: its own numbers, as in D4RL's files. auto: as the
+    file says, or as its actions leave no doubt."""
     bonus: BonusConfig = field(default_factory=BonusConfig)
     offline_steps: int = 250_000
     """Gradient updates on the dataset before the first environment step."""

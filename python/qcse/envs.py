@@ -8,16 +8,19 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+import math
+import os
 import re
+import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
 from . import d4rl_envs
@@ -120,29 +123,150 @@ def _near(name: str) -> str:
     return f"; near matches: {', '.join(lower[match] for match in close)}" if close else ""
 
 
-class _UnitActions(gymnasium.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
-    """Actions from [-1, 1] mapped to the environment's bounds, observations as float32."""
+class _Boundary(gymnasium.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
+    """What crosses from an environment to this package: checked, copied, in the units that are used here.
 
-    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+    Actions from [-1, 1] are mapped to the environment's bounds; observations become float32 arrays of one's own. What
+    the environment raises, or gives against Gymnasium's protocol, becomes an EnvError that names it.
+
+    Attributes:
+        low, high: [A] float64, the environment's own bounds of an action.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], name: str) -> None:
         super().__init__(env)
         inner, outer = env.action_space, env.observation_space
         assert isinstance(inner, gymnasium.spaces.Box) and isinstance(outer, gymnasium.spaces.Box)
-        low, high = inner.low.astype(np.float64), inner.high.astype(np.float64)
-        self._identity = bool((low == -1.0).all() and (high == 1.0).all())
-        self._low, self._half = low, (high - low) / 2.0
+        self.name, self._shape, self._steps = name, outer.shape, 0
+        self.low, self.high = inner.low.astype(np.float64), inner.high.astype(np.float64)
+        self._identity = bool((self.low == -1.0).all() and (self.high == 1.0).all())
+        self._half = (self.high - self.low) / 2.0
         self._dtype = inner.dtype
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, inner.shape, np.float32)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, outer.shape, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        observation, info = self.env.reset(seed=seed, options=options)
-        return np.asarray(observation, np.float32), info
+        self._steps = 0
+        try:
+            result = self.env.reset(seed=seed, options=options)
+        except QcseError:
+            raise
+        except Exception as error:
+            raise _failed(self.name, "its reset", error) from error
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise self._broken("reset", _kind(result), "a tuple of observation and info")
+        return self._observation(result[0]), self._info(result[1])
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        if not self._identity:
-            action = (self._low + (np.asarray(action, np.float64) + 1.0) * self._half).astype(self._dtype)
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return np.asarray(observation, np.float32), float(reward), bool(terminated), bool(truncated), info
+        self._steps += 1
+        if self._identity:
+            action = np.array(action, np.float32)  # a copy: the environment may write into what it is given
+        else:
+            action = (self.low + (np.asarray(action, np.float64) + 1.0) * self._half).astype(self._dtype)
+        try:
+            result = self.env.step(action)
+        except QcseError:
+            raise
+        except Exception as error:
+            raise _failed(self.name, f"step {self._steps} of an episode", error) from error
+        if not isinstance(result, tuple) or len(result) != 5:
+            raise self._broken(
+                "step", _kind(result), "a tuple of observation, reward, terminated, truncated and info (Gymnasium's)"
+            )
+        observation, reward, terminated, truncated, info = result
+        return (
+            self._observation(observation),
+            self._reward(reward),
+            self._flag(terminated, "terminated"),
+            self._flag(truncated, "truncated"),
+            self._info(info),
+        )
+
+    def _broken(self, call: str, got: str, expected: str) -> EnvError:
+        where = f"step {self._steps} of an episode" if self._steps else "its reset"
+        return EnvError(f"env: {self.name} gave in {where} {got}; expected from {call} {expected}")
+
+    @property
+    def _call(self) -> str:
+        return "step" if self._steps else "reset"
+
+    def _observation(self, value: Any) -> NDArray[np.float32]:
+        try:
+            with np.errstate(over="ignore"):  # what overflows is told below
+                observation = np.array(value, np.float32)
+        except (TypeError, ValueError):
+            raise self._broken(self._call, f"an observation that is {_kind(value)}", "numbers") from None
+        if observation.shape != self._shape:
+            raise self._broken(self._call, f"an observation of shape {observation.shape}", f"shape {self._shape}")
+        if not np.isfinite(observation).all():
+            bad = int(np.argmin(np.isfinite(observation)))
+            raise self._broken(self._call, f"{value[bad]} as number {bad} of the observation", "finite float32 numbers")
+        return observation
+
+    def _reward(self, value: Any) -> float:
+        if isinstance(value, float | int | np.floating | np.integer) or getattr(value, "shape", None) == ():
+            reward = float(value)
+            if math.isfinite(reward):
+                return reward
+        raise self._broken("step", f"a reward that is {_kind(value)}", "one finite number")
+
+    def _flag(self, value: Any, name: str) -> bool:
+        if isinstance(value, bool | np.bool_ | int | np.integer) or getattr(value, "shape", None) == ():
+            if value in (0, 1):
+                return bool(value)
+        raise self._broken("step", f"{name} that is {_kind(value)}", "true or false")
+
+    def _info(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self._broken(self._call, f"info that is {_kind(value)}", "a dict")
+        return value
+
+
+def _kind(value: Any) -> str:
+    """What something is, in a few words."""
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    shape = getattr(value, "shape", None)
+    if shape:
+        return f"an array of shape {tuple(shape)}"
+    text = repr(value)
+    return f"{text if len(text) < 40 else text[:37] + '...'} ({type(value).__name__})"
+
+
+def _failed(name: str, where: str, error: Exception) -> EnvError:
+    """What an environment raised, with the place in its own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    others = ("/numpy/", "/torch/", "/gymnasium/")
+    own = [
+        frame
+        for frame in frames
+        if frame.filename != __file__ and not any(part in frame.filename.replace(os.sep, "/") for part in others)
+    ]
+    place = (own or frames)[-1]
+    text = str(error).splitlines()[0] if str(error) else "no reason given"
+    if isinstance(error, ValueError) and "to unpack (expected 5" in text:  # Gymnasium's wrappers come to it first
+        text += ": step gives observation, reward, terminated, truncated and info"
+    return EnvError(
+        f"env: {name} failed in {where}: {type(error).__name__}: {text} ({os.path.basename(place.filename)}, line "
+        f"{place.lineno}, in {place.name})"
+    )
+
+
+@contextmanager
+def _torch_as_it_was(name: str) -> Iterator[None]:
+    """Undo what an environment does to torch: training counts on its settings."""
+    before = torch.get_default_dtype(), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        now = torch.get_default_dtype(), torch.get_num_threads()
+        if now != before:
+            torch.set_default_dtype(before[0])
+            torch.set_num_threads(before[1])
+            _log.warning(
+                "env: %s set torch's default dtype and threads to %s and %d; they are put back to %s and %d",
+                *(name, *now, *before),
+            )
 
 
 def goal_is_fixed(maze_map: Sequence[Sequence[Any]] | None) -> bool:
@@ -227,6 +351,26 @@ def make_env(env_id: str) -> gymnasium.Env[NDArray[np.float32], NDArray[np.float
         EnvError: unknown name, observations or actions that are not a bounded vector of numbers, or what it needs is
             not installed.
     """
+    with _torch_as_it_was(env_id):
+        env = _made(env_id)
+    sizes = dict_sizes(env.observation_space)
+    if sizes is not None:
+        assert env.spec is not None
+        env = _FlatObservation(env, flat_parts(sizes, env.spec.id, env.spec.kwargs.get("maze_map")))
+    observation, action = env.observation_space, env.action_space
+    if not isinstance(observation, gymnasium.spaces.Box) or len(observation.shape) != 1 or observation.shape[0] == 0:
+        raise EnvError(f"env: {env_id} observes {observation}; expected a vector: a Box of shape (D,)")
+    if not isinstance(action, gymnasium.spaces.Box) or len(action.shape) != 1 or action.shape[0] == 0:
+        raise EnvError(f"env: {env_id} takes actions {action}; expected a vector: a Box of shape (A,)")
+    if not (np.issubdtype(action.dtype, np.floating) and np.isfinite([action.low, action.high]).all()):
+        raise EnvError(f"env: {env_id} takes actions {action}; expected real numbers with finite bounds")
+    if not (action.low < action.high).all():
+        raise EnvError(f"env: {env_id} takes actions {action}; expected lower bounds below the upper ones")
+    return _Boundary(env, env_id)
+
+
+def _made(env_id: str) -> gymnasium.Env[Any, Any]:
+    """The environment as Gymnasium makes it."""
     task_for(env_id)
     _redirect_mujoco_warnings()
     try:
@@ -235,24 +379,16 @@ def make_env(env_id: str) -> gymnasium.Env[NDArray[np.float32], NDArray[np.float
             warnings.filterwarnings("ignore", message=r".*(is out of date|deprecat|in favor of).*")
             target = _minari_spec(env_id) if env_id.startswith(MINARI) else env_id
             options = {} if env_id.startswith(MINARI) else _maze_options(env_id.rpartition(":")[2])
-            env = gymnasium.make(target, disable_env_checker=True, **options)
+            return gymnasium.make(target, disable_env_checker=True, **options)
+    except QcseError:
+        raise
     except (gymnasium.error.Error, ImportError) as error:
         raise EnvError(
             f"env: {env_id} cannot be made ({error}); `pip install 'gymnasium[mujoco]'` for MuJoCo's, "
             "`pip install 'qcse[maze]'` for Gymnasium-Robotics's"
         ) from error
-    sizes = dict_sizes(env.observation_space)
-    if sizes is not None:
-        assert env.spec is not None
-        env = _FlatObservation(env, flat_parts(sizes, env.spec.id, env.spec.kwargs.get("maze_map")))
-    observation, action = env.observation_space, env.action_space
-    if not isinstance(observation, gymnasium.spaces.Box) or len(observation.shape) != 1:
-        raise EnvError(f"env: {env_id} observes {observation}; expected a vector: a Box of shape (D,)")
-    if not isinstance(action, gymnasium.spaces.Box) or len(action.shape) != 1:
-        raise EnvError(f"env: {env_id} takes actions {action}; expected a vector: a Box of shape (A,)")
-    if not (np.issubdtype(action.dtype, np.floating) and action.is_bounded()):
-        raise EnvError(f"env: {env_id} takes actions {action}; expected real numbers with finite bounds")
-    return _UnitActions(env)
+    except Exception as error:  # of the environment's own code
+        raise _failed(env_id, "its construction", error) from error
 
 
 def _redirect_mujoco_warnings() -> None:
@@ -268,6 +404,51 @@ def _redirect_mujoco_warnings() -> None:
         mujoco.set_mju_user_warning(lambda text: "deprecated" in text or _log.warning("MuJoCo: %s", text))
 
 
+def use_unit_actions(env: gymnasium.Env[Any, Any], transitions: Transitions, units: str = "auto") -> None:
+    """Bring a dataset's actions to [-1, 1] in place, where they are in the environment's own units.
+
+    Args:
+        env: from `make_env`.
+        transitions: of another size than the environment's they are left as they are (`check_compatible` tells).
+        units: "unit", "environment", or "auto": as the metadata says or the numbers leave no doubt.
+
+    Raises:
+        EnvError: auto cannot tell, or the actions lie beyond the bounds that they are said to have.
+    """
+    low, high = env.get_wrapper_attr("low"), env.get_wrapper_attr("high")
+    actions = transitions.actions
+    if ((low == -1.0).all() and (high == 1.0).all()) or actions.shape[1] != len(low):
+        return
+    least, most, slack = actions.min(0), actions.max(0), 1e-3
+    fits = {
+        "unit": bool((least >= -1.0 - slack).all() and (most <= 1.0 + slack).all()),
+        "environment": bool(
+            (least >= low - slack * (high - low)).all() and (most <= high + slack * (high - low)).all()
+        ),
+    }
+    source, name = transitions.path or "the dataset", _name(env)
+    if units == "auto":
+        recorded = transitions.metadata.get("action_units")
+        if str(transitions.path).startswith(MINARI) or str(transitions.metadata.get("algorithm")).startswith("qcse "):
+            recorded = recorded or "unit"  # brought to them when it was read, or recorded so
+        possible = [str(recorded)] if recorded in fits else [unit for unit, fit in fits.items() if fit]
+        if len(possible) == 2:
+            raise EnvError(
+                f"env: the actions in {source} lie between {least.min():.4g} and {most.max():.4g}, which may be "
+                f"{name}'s own units ({low.min():.4g} to {high.max():.4g}) or -1 to 1; say which with --action-units "
+                "environment or --action-units unit"
+            )
+        units = possible[0] if possible else "environment"
+    if not fits[units]:
+        bounds = "-1 to 1" if units == "unit" else f"{name}'s bounds, {low.min():.4g} to {high.max():.4g}"
+        raise EnvError(
+            f"env: {source} has actions from {least.min():.4g} to {most.max():.4g}; expected {bounds}: choose the "
+            "environment that the data was recorded in, or rescale the stored actions"
+        )
+    if units == "environment":
+        actions[:] = (actions - low) / (high - low) * 2.0 - 1.0
+
+
 def check_compatible(env: gymnasium.Env[Any, Any] | str, transitions: Transitions) -> None:
     """Check that data and environment agree in the sizes of observation and action, and that actions lie in [-1, 1].
 
@@ -275,7 +456,7 @@ def check_compatible(env: gymnasium.Env[Any, Any] | str, transitions: Transition
         EnvError: with both numbers and what to do.
     """
     made = make_env(env) if isinstance(env, str) else env
-    name = env if isinstance(env, str) else (env.spec.id if env.spec else type(env.unwrapped).__name__)
+    name = env if isinstance(env, str) else _name(env)
     assert made.observation_space.shape is not None and made.action_space.shape is not None
     source = transitions.path or "the dataset"
     recorded = transitions.metadata.get("env_id") or transitions.metadata.get("env") or transitions.metadata.get("task")
@@ -308,6 +489,26 @@ def check_compatible(env: gymnasium.Env[Any, Any] | str, transitions: Transition
             f"env: {source} has actions up to {largest:.4g}; expected -1 to 1, which {name}'s bounds are mapped to: "
             "rescale the stored actions"
         )
+    _check_lengths(made, name, transitions, source)
+
+
+def _check_lengths(env: gymnasium.Env[Any, Any], name: str, transitions: Transitions, source: str) -> None:
+    """EnvError where no end of an episode was recorded; a warning where episodes are longer than the time limit."""
+    limit = env.spec.max_episode_steps if env.spec else None
+    if limit is None:
+        return
+    lengths = np.diff([0, *(np.flatnonzero(transitions.episode_end) + 1)])
+    if len(lengths) == 1 and lengths[0] > limit + 1:
+        raise EnvError(
+            f"env: {source} has {lengths[0]:,} rows without the end of an episode, {name}'s episodes have at most "
+            f"{limit:,} steps: the ends are missing; mark them in timeouts or store next_observations"
+        )
+    longer = int((lengths > limit + 1).sum())  # D4RL's AntMaze has one step more
+    if longer:
+        _log.warning(
+            "env: %d of %d episodes in %s are longer than %s's %d steps, the longest has %d; are ends missing?",
+            longer, len(lengths), source, name, limit, lengths.max(),
+        )  # fmt: skip
 
 
 def _inside_walls(env: Any, transitions: Transitions) -> float:
@@ -329,11 +530,10 @@ class EpisodeRecorder:
     """One environment that can be put back, bit for bit, to where it was in the middle of an episode.
 
     A simulator's visible state does not determine what it computes next (contacts, warm starts, lagged positions), so
-    the episode is lived through again: from its reset generator's state, with the same actions.
+    the episode is lived through again: from its seed, with the same actions.
 
     Args:
         env: from `make_env`, or a name for it.
-        seed: of the reset generator; may be given to the first `reset` instead.
 
     Attributes:
         env: the environment; to be stepped through this object only.
@@ -343,40 +543,35 @@ class EpisodeRecorder:
         done: True where the next call must be `reset`.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any] | str, seed: int | None = None) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any] | str) -> None:
         self.env = make_env(env) if isinstance(env, str) else env
         self.observation: NDArray[np.float32] | None = None
         self.episode_return = 0.0
         self.done = True
-        self._seed = seed
-        self._start: dict[str, Any] | None = None  # reset generator's state before the current episode's reset
+        self._start: dict[str, Any] = {"seed": None}  # what the current episode began from
         self._actions: list[NDArray[np.float32]] = []
 
     @property
     def episode_length(self) -> int:
         return len(self._actions)
 
-    def reset(self, seed: int | None = None) -> NDArray[np.float32]:
-        """Begin an episode; returns its first observation, [D] float32.
+    def reset(self, seed: int) -> NDArray[np.float32]:
+        """Begin an episode; returns its first observation, [D] float32. An episode in progress is given up.
 
-        The first reset needs a seed, here or in the constructor; later ones go on with the same generator unless a
-        seed is given again. An episode in progress is given up.
+        Args:
+            seed: for the environment's reset(seed=...). Each episode has one of its own, so that it can be repeated
+                whatever generators the environment has.
         """
-        if seed is None and self._start is None:
-            seed = self._seed
-            if seed is None:
-                raise ValueError("EpisodeRecorder.reset: the first reset needs a seed, got none")
-        if seed is not None:
-            # What reset(seed=...) does, but with the state at hand before it is drawn from.
-            self.env.unwrapped.np_random, _ = seeding.np_random(seed)
-        self._start = _plain_generator_state(self.env.unwrapped.np_random)
+        self._start = {"seed": seed}
         return self._begin()
 
     def _begin(self) -> NDArray[np.float32]:
         self._actions = []
         self.episode_return = 0.0
         self.done = False
-        self.observation, _ = self.env.reset()
+        if "generator" in self._start:
+            self.env.unwrapped.np_random = _generator(self._start["generator"])
+        self.observation, _ = self.env.reset(seed=self._start.get("seed"))
         return self.observation
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool]:
@@ -397,8 +592,8 @@ class EpisodeRecorder:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything `load_state_dict` needs: tensors, numbers, strings and dicts of them only."""
-        state: dict[str, Any] = {"versions": _versions(), "generator": self._start}
-        if self._start is not None:
+        state: dict[str, Any] = {"versions": _versions(), **self._start}
+        if self.observation is not None:
             shape = self.env.action_space.shape
             assert shape is not None
             actions = np.stack(self._actions) if self._actions else np.empty((0, *shape), np.float32)
@@ -411,13 +606,14 @@ class EpisodeRecorder:
         """Live through the stored episode again and stop where it stood.
 
         With the versions and the machine that stored it the result is the same to the bit. Where the replay comes out
-        slightly apart, that is logged as a warning, and the episode goes on from where the replay ended.
+        slightly apart, that is logged as a warning, and the episode goes on from where the replay ended. States of
+        earlier versions, which hold the generator before the reset instead of a seed, are understood.
 
         Raises:
             EnvError: another kind of environment, or a replay that ends before the stored episode did.
         """
-        if state["generator"] is None:
-            self._start, self._actions, self.observation, self.done = None, [], None, True
+        if "actions" not in state:
+            self._start, self._actions, self.observation, self.done = {"seed": None}, [], None, True
             return
         actions = state["actions"].numpy()
         if actions.shape[1:] != self.env.action_space.shape:
@@ -425,8 +621,7 @@ class EpisodeRecorder:
                 f"env: the stored episode has actions of shape {actions.shape[1:]}, the environment takes "
                 f"{self.env.action_space.shape}; resume with the environment that it was stored with"
             )
-        self._start = dict(state["generator"])
-        self.env.unwrapped.np_random = _generator(self._start)
+        self._start = {name: state[name] for name in ("seed", "generator") if name in state}
         self._begin()
         for done, action in enumerate(actions):
             if self.done:
@@ -443,24 +638,22 @@ class EpisodeRecorder:
             )
         if self.done != state["done"] or not np.array_equal(stored, self.observation):
             _log.warning(
-                "the episode in progress was repeated, but its state differs by up to %.3g from the stored one (stored "
-                "with %s, here are %s); training goes on, but not bit for bit as if it had never stopped",
+                "env: the episode in progress of %s was repeated, but its state differs by up to %.3g from the stored "
+                "one (stored with %s, here are %s; or its reset(seed=...) does not determine its episodes); training "
+                "goes on, but not bit for bit as if it had never stopped",
+                _name(self.env),
                 float(np.abs(stored - self.observation).max()),
                 _spell(state["versions"]),
                 _spell(_versions()),
             )
 
 
-def _plain_generator_state(generator: np.random.Generator) -> dict[str, Any]:
-    """A bit generator's state with its integers, of up to 128 bits, as decimal strings."""
-    state = generator.bit_generator.state
-    if state["bit_generator"] != "PCG64":
-        raise EnvError(f"env: its generator is {state['bit_generator']}; expected PCG64, Gymnasium's own")
-    numbers = {**state["state"], "has_uint32": state["has_uint32"], "uinteger": state["uinteger"]}
-    return {"kind": "PCG64", **{name: str(int(value)) for name, value in numbers.items()}}
+def _name(env: gymnasium.Env[Any, Any]) -> str:
+    return env.spec.id if env.spec else type(env.unwrapped).__name__
 
 
 def _generator(plain: dict[str, Any]) -> np.random.Generator:
+    """Gymnasium's generator of a state of an earlier version."""
     bits = np.random.PCG64()
     bits.state = {
         "bit_generator": plain["kind"],

@@ -34,10 +34,10 @@ from .agents.sac import SAC
 from .buffer import NO_RETURN, ReplayBuffer
 from .config import TrainConfig, differences, from_json, read_config, to_dict, validate
 from .datasets import Transitions, load_dataset, mean_and_spread, monte_carlo_returns, normalized_score
-from .envs import EpisodeRecorder, EvalResult, Evaluator, check_compatible, make_env, task_for
+from .envs import EpisodeRecorder, EvalResult, Evaluator, check_compatible, make_env, task_for, use_unit_actions
 from .errors import CheckpointError, ConfigError, NonFiniteLossError, WriteError
 from .files import own
-from .log import RunLog, machine_facts, write_json
+from .log import RunLog, append_machine_facts, describe_changes, machine_facts, moves_bits, write_json
 from .reward import IntrinsicReward
 from .signals import stop_signals
 from .step import WARM_UP, CudaGraph, UpdateStep, capturable
@@ -137,6 +137,7 @@ class Trainer:
         exact, limit = config.d4rl_transitions, self.task.max_episode_steps
         self.data = None if given is None else load_dataset(given, not quiet, exact, limit)
         if self.data is not None:
+            use_unit_actions(self.envs[0].env, self.data, config.action_units)
             check_compatible(self.envs[0].env, self.data)
         observation_space, action_space = self.envs[0].env.observation_space, self.envs[0].env.action_space
         self.state_dim, self.action_dim = observation_space.shape[0], action_space.shape[0]
@@ -181,6 +182,7 @@ class Trainer:
         self.evaluator: Evaluator | None = None
         self.last_score = self.last_return_mean = float("nan")  # of the latest evaluation, over all seeds
         self._interrupted = False
+        self.facts = machine_facts() | {"device": str(self.device)} if learns and rehearses is None else {}
         self.started = time.monotonic()
         self.checkpoints = checkpoint.Checkpoints(out)
         self._resumed: dict[str, Any] | None = None
@@ -265,13 +267,13 @@ class Trainer:
             checkpoint.refuse_begun(self.out)
         if 0 < config.online_steps and self.step <= config.offline_steps:
             self._rehearse()
-        facts = machine_facts() | {"device": str(self.device), "data": self.data_facts}
+        facts = self.facts | {"data": self.data_facts}
         for folder, seed in {self.out: config.seed, **dict(zip(self.folders, self.seeds, strict=True))}.items():
             folder.mkdir(exist_ok=True)
             seeds = config.seeds if folder == self.out else 1
             if resumed is None:
                 write_json(folder / "config.json", to_dict(dataclasses.replace(config, seed=seed, seeds=seeds)))
-            write_json(folder / "machine.json", facts)
+            append_machine_facts(folder / "machine.json", facts)
         # Without a checkpoint the run starts anew; what it had logged before it was stopped is cut.
         log_rows = resumed["log_rows"] if resumed else [{"train_rows": 0, "eval_rows": 0}] * len(self.seeds)
         self.logs = [RunLog(folder, resume_rows=rows) for folder, rows in zip(self.folders, log_rows, strict=True)]
@@ -383,8 +385,8 @@ class Trainer:
         config = self.config
         taken = self.step - config.offline_steps
         if taken == 0:
-            for env, generator in zip(self.envs, self.streams.generators("environment"), strict=True):
-                env.reset(int(torch.randint(2**31 - 1, (1,), generator=generator)))
+            for s in range(len(self.seeds)):
+                self._begin_episode(s)
         observations = np.stack([env.observation for env in self.envs])
         actions = self._choose(observations, taken) if self.chosen is None else self.chosen
         self._environment_step(observations, actions.numpy())
@@ -423,12 +425,16 @@ class Trainer:
             index = torch.full((len(self.envs), 1), self.buffer.dataset_size + slot, device=self.device)
             bonus = self.reward.of_stored(index)
             self.buffer.online["bonus"][:, slot] = bonus.squeeze(1)
-        for s, (env, (_, _, done, cut)) in enumerate(zip(self.envs, results, strict=True)):
+        for s, (_, _, done, cut) in enumerate(results):
             self.episode_slots[s].append(slot)
             self.episode_rewards[s].append(float(rewards[s]))
             if done or cut:
                 self._episode_end(s, terminal=done)
-                env.reset()
+                self._begin_episode(s)
+
+    def _begin_episode(self, s: int) -> None:
+        generator = self.streams.generators("environment")[s]
+        self.envs[s].reset(int(torch.randint(2**31 - 1, (1,), generator=generator)))
 
     def _episode_end(self, s: int, terminal: bool) -> None:
         config, calibration = self.config, self.config.cql.calibration_online
@@ -599,7 +605,7 @@ class Trainer:
             "chosen": self.chosen,
             "total_steps": self.total_steps,
             "wall_seconds": self._wall(),
-            "threads": torch.get_num_threads(),
+            "moves_bits": moves_bits(self.facts),
             "dataset": self.fingerprint,
             "observation_scale": [torch.from_numpy(self.mean), torch.from_numpy(self.spread)],
         }
@@ -626,11 +632,11 @@ class Trainer:
                 f"dataset: {self.config.dataset} has changed since this run started (fingerprint {self.fingerprint!r}, "
                 f"the checkpoint has {state['dataset']!r}); restore the file, or start a new run with another --out"
             )
-        if state["threads"] != torch.get_num_threads():
+        before = state["moves_bits"] if "moves_bits" in state else {"threads": state["threads"]}
+        if changes := describe_changes(before, moves_bits(self.facts)):
             print(
-                f"warning: this run used {state['threads']} CPU threads so far and continues with "
-                f"{torch.get_num_threads()}; sums are taken in another order, so results will not be bit for bit the "
-                f"same. Set --threads when starting a run to fix their number.",
+                f"warning: this run goes on with others than so far: {changes}. Its results will not be bit for bit "
+                "those of one that never stopped (--threads, when a run starts, fixes the threads)",
                 file=sys.stderr,
             )
         self.step, self.evaluated_at, self.pending = state["step"], state["evaluated_at"], state["pending"]

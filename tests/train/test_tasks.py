@@ -183,8 +183,8 @@ def test_two_ants_differ_in_what_their_names_say() -> None:
 @pytest.mark.parametrize("name", ["qcse/antmaze-medium-v2", "qcse/maze2d-umaze-v1"])
 def test_an_episode_in_a_maze_is_resumed_to_the_bit(name: str) -> None:
     rng = np.random.default_rng(0)
-    env = EpisodeRecorder(name, seed=3)
-    env.reset()
+    env = EpisodeRecorder(name)
+    env.reset(3)
     actions = rng.uniform(-1, 1, (40, *env.env.action_space.shape)).astype(np.float32)
     for action in actions[:20]:
         env.step(action)

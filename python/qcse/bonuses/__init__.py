@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..buffer import Batch, ReplayBuffer
 from ..config import BonusConfig
 from ..streams import Streams
-from .neighbours import QConditionedEntropy, StateEntropy
+from .neighbours import Neighbours, QConditionedEntropy, StateEntropy
 from .rnd import RandomNetworkDistillation
 
 
@@ -69,5 +69,14 @@ BONUSES = {
 
 
 def make_bonus(config: BonusConfig, agent: Learner, buffer: ReplayBuffer, streams: Streams) -> Bonus | None:
-    """The bonus that the options name; None for 'none'. Random networks are drawn from 'initialisation'."""
-    return None if config.kind == "none" else BONUSES[config.kind](config, agent, buffer, streams)
+    """The bonus that the options name; None for 'none'. Random networks are drawn from 'initialisation'.
+
+    Raises:
+        ConfigError: the states have more dimensions than the operator takes, or another of its limits is exceeded.
+    """
+    if config.kind == "none":
+        return None
+    bonus = BONUSES[config.kind](config, agent, buffer, streams)
+    if isinstance(bonus, Neighbours):
+        bonus.check_limits()
+    return bonus

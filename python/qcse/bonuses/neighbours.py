@@ -15,6 +15,7 @@ from qcse_ext.batch import batch_entropy
 
 from ..buffer import Batch, ReplayBuffer
 from ..config import BonusConfig
+from ..errors import ConfigError
 from ..nets import BatchedMLP
 from ..streams import Streams
 from .moments import RunningMoments
@@ -40,6 +41,17 @@ class Neighbours:
 
     def start_online(self) -> None:
         pass
+
+    def check_limits(self) -> None:
+        """ConfigError where the operator does not take such states or so many neighbours."""
+        states = self.features(torch.zeros(self.seeds, self.others + 1, self.state_dim, device=self.device))
+        try:
+            qcse_ext.knn(states, torch.zeros_like(states[..., 0]), self.others)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"bonus: {self.config.kind} cannot be computed for states of {states.shape[-1]} numbers and k "
+                f"{self.config.k} ({str(error).splitlines()[0]}); choose --bonus rnd or none, or other options"
+            ) from error
 
     def features(self, observations: Tensor) -> Tensor:
         """Where a state lies: [S, N, D] -> [S, N, features]."""
