@@ -110,12 +110,15 @@ class CsvLog:
         existing = self.path.read_bytes() if self.path.exists() else b""
         whole = existing[: existing.rfind(b"\n") + 1]
         lines = _lines_of(whole, self.path)
-        header = next(csv.reader(lines[:1]), None) or None
+        try:
+            header = next(csv.reader(lines[:1]), None) or None
+        except csv.Error as error:
+            raise LogError(f"log: {self.path} has no header that can be read ({error}); restore the file") from None
         if header is None and columns is None:
             raise LogError(f"log: {self.path} has no header, so its columns are not known; delete it")
         if header is not None and columns is not None and list(columns) != header:
             raise LogError(f"log: {self.path} has the columns {header}, expected {list(columns)}; use another folder")
-        if header is not None and (len(set(header)) < len(header) or "" in header):
+        if header is not None and (len(set(header)) < len(header) or not all(n and n.isprintable() for n in header)):
             raise LogError(f"log: {self.path} has the columns {header}, expected names that differ; restore the file")
         self.columns = tuple(header if header is not None else columns or ())
         self.rows = len(lines) - 1 if header else 0

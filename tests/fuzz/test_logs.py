@@ -80,6 +80,8 @@ def test_tables(name: str, content: bytes) -> None:
 
 
 @given(content=tables | st.binary(max_size=100), columns=st.none() | st.just(("step", "x")))
+@example(content=b"\r,\n", columns=None)
+@example(content=b'"a\n', columns=None)
 def test_continued_logs(content: bytes, columns: tuple[str, ...] | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.csv"
