@@ -2,8 +2,19 @@
 
 import sys
 
+from .output import prepare
+
 
 def main() -> int:
+    prepare(sys.argv[1] if len(sys.argv) > 1 else None)
+    try:
+        return _command()
+    except KeyboardInterrupt:  # before the command line has begun, which takes a second
+        print("qcse: interrupted", file=sys.stderr)
+        return 130
+
+
+def _command() -> int:
     if sys.argv[1:2] == ["doctor"]:
         from .doctor import doctor
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -256,21 +258,65 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"qcse: unknown command {args[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
+        _refuse_empty_words(args)
         code = command(args[1:])
         sys.stdout.flush()
         return code
     except QcseError as error:
-        print(f"qcse {args[0]}: {error}", file=sys.stderr)
-        return 1
+        message = str(error)
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        print(f"qcse {args[0]}: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
-        return 1
+        if error.errno in BUGS and error.filename is None:
+            raise
+        message = _told(error)
+    except MemoryError:
+        message = OUT_OF_MEMORY
+    except RuntimeError as error:
+        if not any(words in str(error) for words in ("can't allocate memory", "out of memory")):  # torch's
+            raise
+        message = OUT_OF_MEMORY
     except KeyboardInterrupt:
         print(f"qcse {args[0]}: interrupted", file=sys.stderr)
         return 130
+    print(f"qcse {args[0]}: {message}", file=sys.stderr)
+    return 1
+
+
+OUT_OF_MEMORY = (
+    "memory is exhausted; expected less of it to be needed: a smaller --online-buffer, --batch-size, fewer seeds, or a "
+    "smaller dataset"
+)
+# Errors of the system that no user can cause or mend, where no file is named.
+BUGS = (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTTY, errno.ESPIPE, errno.ECHILD)
+REMEDIES = {
+    errno.ENOSPC: "make room, or name another folder",
+    errno.EDQUOT: "make room, or name another folder",
+    errno.EROFS: "name a folder that can be written",
+    errno.EACCES: "name another, or change its permissions",
+    errno.EPERM: "name another, or change its permissions",
+}
+
+
+def _refuse_empty_words(args: Sequence[str]) -> None:
+    """An empty word is a shell's variable that is not set. As a path it would be the folder we stand in."""
+    for before, word in zip(["", *args], args, strict=False):
+        if word == "" or (word.startswith("--") and word.endswith("=")):
+            option = word.removesuffix("=") or (before if before.startswith("-") else "arguments")
+            raise ConfigError(f"{option}: got an empty name, expected some text (is a variable of the shell not set?)")
+
+
+def _told(error: OSError) -> str:
+    """An error of the system in a line: the file, or what was being done, the reason, and what to do."""
+    if error.filename is not None:
+        where = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+    else:
+        codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+        own = [code for code in codes if Path(code.co_filename).parent == Path(__file__).parent][1:]  # without main
+        where = f"{Path(own[-1].co_filename).stem}, {own[-1].co_name}" if own else "a file"
+    reason = error.strerror or (str(error) or type(error).__name__).splitlines()[0]
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{where}: {reason}" + (f"; {remedy}" if remedy else "")
 
 
 def _train(argv: list[str]) -> int:

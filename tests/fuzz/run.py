@@ -2,8 +2,8 @@
 
 python tests/fuzz/run.py [--seconds 600] [--target config ...] [--memory 8]
 
-Each round is a process of its own with other random examples. An exception, a crash, a hang of 20 seconds or an allocation
-beyond the memory that is granted is a failure; the example is printed, and kept in tests/fuzz/seeds.
+Each round is a process of its own with other random examples. An exception, a crash, a hang of 20 seconds or an
+allocation beyond the memory that is granted is a failure; the example is printed, and kept in tests/fuzz/seeds.
 """
 
 from __future__ import annotations
