@@ -19,6 +19,7 @@ import tyro
 
 from .config import (
     COUNT,
+    NOT_NEGATIVE,
     NUMBER,
     SEED,
     STEPS,
@@ -219,7 +220,7 @@ class BenchArgs:
     """File for the records and the machine's facts."""
 
 
-# What the numbers of all of these may be; the commands say the rest, such as which of them must not be 0.
+# What the numbers of all commands but train may be; they say the rest themselves, such as which must not be 0.
 RANGES = {
     **dict.fromkeys(("steps", "offline_steps", "online_steps", "policy_rows", "learning_starts", "warm_up"), STEPS),
     **dict.fromkeys(("replay_rows", "eval_every"), COUNT),
@@ -229,10 +230,12 @@ RANGES = {
     **dict.fromkeys(("hidden", "policy_hidden", "critic_hidden", "state_dim", "action_dim"), WIDTH),
     "batch_size": Range(1, 10**8),
     "stop_return": NUMBER,
+    "noise": NOT_NEGATIVE,
+    **dict.fromkeys(("rows", "cells"), COUNT),
     "threads": THREADS,
 }
 
-Arguments = TypeVar("Arguments", EvalArgs, ReportArgs, CollectArgs, DemoArgs, SweepArgs, BenchArgs)
+Arguments = TypeVar("Arguments")
 
 
 def parse(kind: type[Arguments], command: str, argv: list[str], default: Arguments | None = None) -> Arguments:

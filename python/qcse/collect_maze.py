@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from . import __version__
+from .cli import parse
 from .collect import Recording
 from .d4rl_envs import AntMazeEnv, MazeEnv, PointMazeEnv, ant_to_goal, free_cells, shortest_paths
 from .datasets import bar_hidden, write_d4rl
@@ -68,7 +68,7 @@ def is_maze(env_id: str) -> bool:
 
 def main(argv: list[str]) -> int:
     """Entry point of `qcse collect` for mazes."""
-    print(f"wrote {collect_maze(tyro.cli(MazeCollectArgs, args=argv, prog='qcse collect'))}")
+    print(f"wrote {collect_maze(parse(MazeCollectArgs, 'collect', argv))}")
     return 0
 
 

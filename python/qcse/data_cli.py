@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from .cli import parse
 from .datasets import REFERENCE_SCORES, task_family
 from .errors import ConfigError
 from .log import json_text
@@ -97,7 +98,7 @@ def data(argv: Sequence[str]) -> int:
 
 
 def _list(argv: list[str]) -> int:
-    args = tyro.cli(ListArgs, args=argv, prog="qcse data list")
+    args = parse(ListArgs, "data list", argv)
     tasks = matching(args.words)
     if not tasks:
         find_task(args.words)  # says which are near
@@ -120,7 +121,7 @@ def _list(argv: list[str]) -> int:
 
 
 def _info(argv: list[str]) -> int:
-    args = tyro.cli(InfoArgs, args=argv, prog="qcse data info")
+    args = parse(InfoArgs, "data info", argv)
     from .inspection import describe, draw
 
     if args.picture is not None and args.picture.suffix.lower() != ".png":
@@ -140,18 +141,16 @@ def _info(argv: list[str]) -> int:
 
 
 def _check(argv: list[str]) -> int:
-    args = tyro.cli(CheckArgs, args=argv, prog="qcse data check")
+    args = parse(CheckArgs, "data check", argv)
     from .inspection import check_physics
 
-    if args.rows < 1:
-        raise ConfigError(f"rows: got {args.rows}, expected 1 or more")
     report = check_physics(args.file, args.env, args.rows)
     print(report)
     return 0 if report.matches else 1
 
 
 def _convert(argv: list[str]) -> int:
-    args = tyro.cli(ConvertArgs, args=argv, prog="qcse data convert")
+    args = parse(ConvertArgs, "data convert", argv)
     from .inspection import convert
 
     print(f"wrote {convert(args.source, args.target, args.env)}")
@@ -159,7 +158,7 @@ def _convert(argv: list[str]) -> int:
 
 
 def _fetch(argv: list[str]) -> int:
-    args = tyro.cli(FetchArgs, args=argv, prog="qcse data fetch")
+    args = parse(FetchArgs, "data fetch", argv)
     from .download import task_file
 
     print(task_file(find_task(args.task)))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .config import RANGES, TrainConfig
 from .datasets import REFERENCE_SCORES, task_family
 from .errors import QcseError
-from .files import atomic_path
+from .files import atomic_path, own
 from .stats import improvement_interval, interquartile_mean, probability_of_improvement, steps_to
 from .typed import build, read_json, shown
 from .visits import Visits, draw_visits, read_visits
@@ -382,10 +382,10 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         settings = [_settings(members[0]) for members in variants.values()]
         names = sorted({name for s in settings for name in s})
         differing = [name for name in names if len({json.dumps(s.get(name)) for s in settings}) > 1]
-        for members, own in zip(variants.values(), settings, strict=True):
+        for members, setting in zip(variants.values(), settings, strict=True):
             label = algo if bonus == "none" else f"{algo} + {bonus}"
             if differing:
-                label += f" ({', '.join(f'{name}={own.get(name)}' for name in differing)})"
+                label += f" ({', '.join(f'{name}={setting.get(name)}' for name in differing)})"
             labelled.append((label, bonus == "none", sorted(members, key=lambda run: run.seed)))
     # A label has one colour in every picture; the first one without a bonus is the grey baseline.
     colours: dict[str, str] = {}
@@ -842,6 +842,7 @@ def report(dirs: Sequence[Path], out: Path) -> str:
 
     Raises:
         ReportError: no folders, one that does not exist, none that can be read, or an `out` that cannot be written.
+        InUseError: another process writes a report there.
     """
     if not dirs:
         raise ReportError("report: got no run folders, expected at least one made by `qcse train`")
@@ -861,12 +862,13 @@ def report(dirs: Sequence[Path], out: Path) -> str:
     rows = table_rows(groups)
     out = Path(out)
     try:
-        with matplotlib.rc_context({"text.parse_math": False}):  # a name may hold a dollar
-            pictures, undrawn = _draw(groups, rows, out)
-        notes = _notes(groups, left_out + undrawn)
-        page = out / "report.html"
-        with atomic_path(page) as temporary:
-            temporary.write_bytes(_html(groups, rows, pictures, notes).encode("utf-8", "replace"))
+        with own(out):
+            with matplotlib.rc_context({"text.parse_math": False}):  # a name may hold a dollar
+                pictures, undrawn = _draw(groups, rows, out)
+            notes = _notes(groups, left_out + undrawn)
+            page = out / "report.html"
+            with atomic_path(page) as temporary:
+                temporary.write_bytes(_html(groups, rows, pictures, notes).encode("utf-8", "replace"))
     except OSError as error:
         raise ReportError(f"report: {out} cannot be written ({error}); choose another folder") from error
     written = [page, *(path for _, _, path in pictures)]
@@ -902,7 +904,11 @@ def _draw(
             if visits is not None and (not seen or visits.online.shape[1] == seen[0][2].online.shape[1]):
                 seen.append((group.label, group.colour, visits))
         if seen:
-            path = _save(draw_visits(seen), out / f"visits-{name}.png")
+            try:
+                path = _save(draw_visits(seen), out / f"visits-{name}.png")
+            except ValueError as error:  # numbers that no axis can hold
+                left_out.append(f"visited states in {env}: {error}")
+                continue
             pictures.append((f"Visited states, {env}", f"States of the dataset and of each method in {env}", path))
     return pictures, left_out
 

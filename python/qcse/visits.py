@@ -76,7 +76,9 @@ def read_visits(folder: Path) -> Visits | None:
         return None
     try:
         return _visits(folder, home, state)
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except QcseError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(f"checkpoint: what {home} holds does not fit its configuration ({reason})") from error
 
@@ -97,10 +99,13 @@ def _visits(folder: Path, home: Path, state: Mapping[str, Any]) -> Visits | None
     chosen = torch.from_numpy(_spread(buffer.size, STATES))
     online = buffer.online["observations"][seed, chosen].numpy() * spread + mean
     q, bonus = _bonus(config, state, buffer, seeds, seed)
+    online = online[np.isfinite(online).all(axis=1)]
+    if len(online) == 0:
+        return None
     offline = _dataset_states(config)
     if offline is not None and offline.shape[1] != online.shape[1]:  # another file lies there now
         offline = None
-    return Visits(config.env, offline, online[np.isfinite(online).all(axis=1)], q, bonus)
+    return Visits(config.env, offline, online, q, bonus)
 
 
 def _spread(rows: int, most: int) -> NDArray[np.int64]:

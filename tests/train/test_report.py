@@ -7,6 +7,7 @@ import csv
 import html.parser
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 from matplotlib.image import imread
 
 from qcse.datasets import REFERENCE_SCORES
+from qcse.errors import InUseError
+from qcse.files import own
 from qcse.log import EVAL_COLUMNS, RunLog
 from qcse.report import (
     COLUMNS,
@@ -399,3 +402,10 @@ def test_a_run_without_extras_is_reported_all_the_same(tmp_path: Path) -> None:
     assert "machine.json is missing" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     with open(path / "eval.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 5
+
+
+def test_two_reports_do_not_write_one_folder(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", CURVE)
+    with ThreadPoolExecutor(1) as other, own(tmp_path / "out"):
+        with pytest.raises(InUseError, match="out is in use"):
+            other.submit(report, [path], tmp_path / "out").result()

@@ -11,14 +11,24 @@ from typing import Any, Literal
 
 import pytest
 
-from qcse import cli, config
+from qcse import cli, config, data_cli
+from qcse.collect_maze import MazeCollectArgs
 from qcse.config import TrainConfig, from_dict, from_json, read_config, to_dict, validate
 from qcse.errors import ConfigError
 from qcse.sweep import read_file
 from qcse.train import stored_config
 from qcse.typed import DEEPEST, LARGEST_FILE, LARGEST_TOML, build, check_ranges, conform, numbers_of, read_json
 
-COMMANDS = (cli.EvalArgs, cli.ReportArgs, cli.CollectArgs, cli.DemoArgs, cli.SweepArgs, cli.BenchArgs)
+COMMANDS = (
+    cli.EvalArgs,
+    cli.ReportArgs,
+    cli.CollectArgs,
+    cli.DemoArgs,
+    cli.SweepArgs,
+    cli.BenchArgs,
+    MazeCollectArgs,
+    data_cli.CheckArgs,
+)
 
 
 def online() -> TrainConfig:
@@ -188,6 +198,8 @@ def test_ranges_are_told(name: str, value: object, expected: str) -> None:
         (["eval", "run", "--episodes", "0"], "episodes: got 0, expected 1 or more"),
         (["eval", "run", "--threads", "100000"], "threads: got 100000, expected 1,024 or less"),
         (["collect", "--stop-return", "inf"], "stop_return: got inf, expected a finite number"),
+        (["collect", "--env", "qcse/pointmaze-umaze-v0", "--noise", "nan"], "noise: got nan, expected a finite number"),
+        (["data", "check", "a.hdf5", "--rows", "0"], "rows: got 0, expected 1 or more"),
         (["demo", "--seeds", "-1"], "seeds: got -1, expected 1 or more"),
         (["sweep", "--envs", "Hopper-v5", "--workers", "0"], "workers: got 0, expected 1 or more"),
         (["bench", "--policy-hidden", "10000000"], "policy_hidden: got 10000000, expected 1,000,000 or less"),

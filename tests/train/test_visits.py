@@ -10,6 +10,8 @@ import torch
 from matplotlib.image import imread
 from test_train import quick
 
+from qcse import checkpoint
+from qcse.errors import QcseError
 from qcse.report import report
 from qcse.train import Trainer
 from qcse.visits import CELLS, Plane, cells_of, draw_visits, read_visits
@@ -85,3 +87,19 @@ def test_report_shows_them(trained: tuple[Path, Trainer], tmp_path: Path) -> Non
     picture = imread(tmp_path / "visits-Hopper-v5.png")
     assert picture.shape[1] > 1000 and picture.std() > 0.05
     assert "Visited states, Hopper-v5" in (tmp_path / "report.html").read_text()
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(
+    trained: tuple[Path, Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = checkpoint.load_run(trained[0])
+    assert whole is not None
+    for name, value in (("agent", None), ("buffer", {"added": 40}), ("observation_scale", [1]), ("config", "{}"),
+                        ("config", 3), ("reward", {}), ("buffer", None)):  # fmt: skip
+        changed = whole | {name: value}
+        monkeypatch.setattr(checkpoint, "load_run", lambda folder, state=changed: state)
+        with pytest.raises(QcseError) as caught:
+            read_visits(trained[0])
+        assert str(trained[0]) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    text = report([trained[0]], tmp_path)
+    assert "Left out: visited states of seed0" in text and "visits-" not in text
