@@ -398,6 +398,16 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
+def read_machine_facts(path: Path) -> dict[str, Any]:
+    """What `append_machine_facts` wrote, or another version of qcse.
+
+    Raises:
+        ConfigError: it is no JSON object.
+        OSError: it cannot be read.
+    """
+    return read_json(path, lenient=True, largest=16 << 20)
+
+
 def append_machine_facts(path: Path, facts: Mapping[str, Any]) -> None:
     """Write the facts of a run's latest part; those of the parts before, where they differ, stay under "earlier".
 
@@ -410,7 +420,7 @@ def append_machine_facts(path: Path, facts: Mapping[str, Any]) -> None:
     earlier: list[Any] = []
     if path.exists():
         try:
-            before = read_json(path, lenient=True)
+            before = read_machine_facts(path)
             listed = before.pop("earlier", [])
             earlier = listed if isinstance(listed, list) else []
             earlier += [before] if before != facts else []

@@ -24,6 +24,7 @@ from .config import RANGES, TrainConfig
 from .datasets import REFERENCE_SCORES, task_family
 from .errors import QcseError
 from .files import atomic_path, own
+from .log import read_machine_facts
 from .stats import improvement_interval, interquartile_mean, probability_of_improvement, steps_to
 from .typed import build, read_json, shown
 from .visits import Visits, draw_visits, read_visits
@@ -252,7 +253,7 @@ def read_run(path: Path) -> Run:
         notes.append(f"Left out: {str(error).removeprefix('report: ')}")
     try:
         if (path / "machine.json").is_file():
-            machine = read_json(path / "machine.json", lenient=True)
+            machine = read_machine_facts(path / "machine.json")
     except (QcseError, OSError) as error:
         notes.append(f"Left out: {error if isinstance(error, QcseError) else _told(error, path)}")
     return Run(
@@ -270,6 +271,7 @@ def read_run(path: Path) -> Run:
     )
 
 
+LARGEST, MOST_ROWS = 256 << 20, 500_000  # of a CSV file; a long run has some ten thousand rows
 NEEDED = ("algo", "env", "bonus.kind", "seed", "offline_steps", "online_steps")
 
 
@@ -316,9 +318,14 @@ def _read_rows(
         ReportError: the file cannot be read, or lacks a column.
     """
     try:
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)
     except OSError as error:
         raise ReportError(f"report: {_told(error, path)}") from error
+    if len(content) > LARGEST or content.count(b"\n") > MOST_ROWS:
+        raise ReportError(
+            f"report: {path} has more than {MOST_ROWS:,} rows or {LARGEST >> 20} MiB; expected a run's log"
+        )
     first, *lines = content.split(b"\n")[:-1] or [b""]
     header = _cells(first)
     place = {name: header.index(name) for name in (*needed, *others, *(("phase",) if phase else ())) if name in header}
@@ -385,7 +392,8 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         for members, setting in zip(variants.values(), settings, strict=True):
             label = algo if bonus == "none" else f"{algo} + {bonus}"
             if differing:
-                label += f" ({', '.join(f'{name}={setting.get(name)}' for name in differing)})"
+                told = ", ".join(_printable(f"{name}={setting.get(name)}") for name in differing)
+                label += f" ({told if len(told) <= 300 else told[:300] + '...'})"
             labelled.append((label, bonus == "none", sorted(members, key=lambda run: run.seed)))
     # A label has one colour in every picture; the first one without a bonus is the grey baseline.
     colours: dict[str, str] = {}

@@ -55,9 +55,9 @@ def read_bytes(path: Path, largest: int = LARGEST_FILE) -> bytes:
     return content
 
 
-def read_json(path: Path, lenient: bool = False) -> dict[str, Any]:
-    """The object in a JSON file; see `parse_json`."""
-    return parse_json(read_bytes(path), str(path), lenient)
+def read_json(path: Path, lenient: bool = False, largest: int = LARGEST_FILE) -> dict[str, Any]:
+    """The object in a JSON file; see `read_bytes` and `parse_json`."""
+    return parse_json(read_bytes(path, largest), str(path), lenient)
 
 
 def parse_json(content: object, source: str, lenient: bool = False) -> dict[str, Any]:

@@ -382,6 +382,15 @@ def test_names_of_any_kind_are_drawn(tmp_path: Path) -> None:
     assert max(map(len, files.values())) < 70
 
 
+def test_logs_and_options_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_run(tmp_path / "a", CURVE, more={"x" * 1000: "y" * 100_000})
+    group, _ = group_runs([read_run(path), read_run(make_run(tmp_path / "b", CURVE))])
+    assert len(group.label) < 400
+    monkeypatch.setattr("qcse.report.MOST_ROWS", 5)
+    with pytest.raises(ReportError, match=r"a/eval\.csv has more than 5 rows"):
+        read_run(path)
+
+
 def test_steps_to_where_returns_are_negative(tmp_path: Path) -> None:
     curve = [(0, "online", -400.0), (10, "online", -300.0), (20, "online", -150.0), (30, "online", -100.0)]
     worse = [(step, phase, value - 20.0) for step, phase, value in curve]
