@@ -8,6 +8,7 @@ in the file itself, all of it was written, and how much memory it takes is known
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import os
 import stat
@@ -27,6 +28,8 @@ try:
 except ImportError:  # not POSIX
     resource = None  # type: ignore[assignment]
 
+_log = logging.getLogger(__name__)
+
 MIB = 1 << 20
 LINKS = 8  # soft links that are followed for one name
 CHUNK_BYTES = 64 * MIB  # a chunk may have that much, or twice its array's size
@@ -34,6 +37,7 @@ LZF_CHUNK_BYTES = 8 * MIB  # LZF makes up to ninety bytes of one
 INFLATED_UNCHECKED = MIB // 2  # stored bytes of a gzip chunk that can do no harm; gzip makes up to 1032 bytes of one
 RATIO, RATIO_FROM = 100, 256 * MIB  # declared bytes for one stored, tolerated in arrays of more than so many bytes
 SCALAR_BYTES = MIB  # a larger scalar is left out of the metadata
+METADATA_TEXT = 10_000  # characters of a metadata text that are kept
 SCALARS, DEPTH = 1000, 8  # metadata beyond are left out
 CHUNKS = 20_000_000
 
@@ -81,7 +85,7 @@ def check_regular(path: Path, what: str = "dataset") -> None:
         kind = kinds.get(stat.S_IFMT(facts.st_mode), "a device")
         raise DatasetError(f"{what}: {path} is {kind}, not a file; expected an HDF5 file in D4RL's layout")
     if facts.st_size == 0:
-        raise DatasetError(f"{what}: {path} is empty; copy or download it again")
+        raise DatasetError(f"{what}: {path} is empty, not an HDF5 file; copy or download it again")
 
 
 def _system_error(path: Path, error: OSError) -> Exception:
@@ -206,19 +210,20 @@ def available_memory() -> int | None:
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             found += [int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:")]
-        for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-            try:
-                text = Path("/sys/fs/cgroup", limit).read_text()
-                if text.strip() != "max":
-                    found.append(int(text) - int(Path("/sys/fs/cgroup", used).read_text()))
-            except OSError:  # the other version of control groups
-                continue
-        limit_as = resource.getrlimit(resource.RLIMIT_AS)[0] if resource is not None else -1
-        if resource is not None and limit_as != resource.RLIM_INFINITY:
+        group = Path("/sys/fs/cgroup")
+        for limit, used in (
+            (group / "memory.max", group / "memory.current"),
+            (group / "memory/memory.limit_in_bytes", group / "memory/memory.usage_in_bytes"),
+        ):
+            if limit.exists() and (text := limit.read_text().strip()) != "max":
+                found.append(int(text) - int(used.read_text()))
+        if resource is not None:
+            allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
             pages = int(Path("/proc/self/statm").read_text().split()[0])
-            found.append(limit_as - pages * os.sysconf("SC_PAGE_SIZE"))
-    except (OSError, ValueError, IndexError):  # not Linux
-        return None
+            if allowed != resource.RLIM_INFINITY:
+                found.append(allowed - pages * os.sysconf("SC_PAGE_SIZE"))
+    except (OSError, ValueError, IndexError) as error:  # not Linux, or not told in full
+        _log.debug("available memory: %s", error)
     return max(0, min(found)) if found else None
 
 
@@ -264,9 +269,6 @@ def _keep(found: dict[str, str | int | float], name: str, value: Any) -> None:
         found[name] = float(value)
 
 
-METADATA_TEXT = 10_000  # characters of a metadata text that are kept
-
-
 def _refused(root: h5py.Group, key: str, got: str, expected: str) -> DatasetError:
     return DatasetError(f"dataset: {root.file.filename}: {key} is {got}; expected {expected}")
 
@@ -284,10 +286,8 @@ def _check_place(root: h5py.Group, key: str, source: h5py.Dataset) -> None:
     unknown = [code for code in codes if code not in (SHUFFLE, FLETCHER32, *COMPRESSORS)]
     twice = len(set(codes)) < len(codes) or len(compressors) > 1
     if unknown or twice or (SHUFFLE in codes and compressors and codes.index(SHUFFLE) > codes.index(compressors[0])):
-        raise _refused(
-            root, key, f"stored with the filters {codes}", "none, or gzip or LZF, with or without shuffle and checksum: "
-            "rewrite it with `h5repack -f GZIP=4`",
-        )  # fmt: skip
+        expected = "none, or gzip or LZF with or without shuffle and checksum: rewrite it with `h5repack -f GZIP=4`"
+        raise _refused(root, key, f"stored with the filters {codes}", expected)
 
 
 def _check_storage(root: h5py.Group, key: str, source: h5py.Dataset) -> None:
@@ -297,7 +297,7 @@ def _check_storage(root: h5py.Group, key: str, source: h5py.Dataset) -> None:
     if size == 0:
         return
     if stored > file_size:
-        raise _refused(root, key, f"said to take {stored:,} bytes of a file of {file_size:,}", "a whole file: copy it again")
+        raise _refused(root, key, f"said to take {stored:,} bytes of a file of {file_size:,}", "a whole file")
     plan = source.id.get_create_plist()
     if plan.get_layout() == h5py.h5d.CHUNKED:
         _check_chunks(root, key, source, file_size)
