@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from . import trust
 from .datasets import REFERENCE_SCORES, task_family
 from .errors import ConfigError
 from .log import json_text
@@ -62,6 +63,7 @@ class CheckArgs:
     """Gymnasium environment id. None: the one that the file names, as those of `qcse collect` do."""
     rows: int = 1000
     """Transitions to repeat, evenly spread over the file."""
+    trust_env_spec: trust.TrustEnvSpec = False
 
 
 @dataclass
@@ -74,6 +76,7 @@ class ConvertArgs:
     """File to write, or minari:ID, such as minari:hopper/replay-v0."""
     env: str | None = None
     """Environment to note down. None: the one that the data names."""
+    trust_env_spec: trust.TrustEnvSpec = False
 
 
 @dataclass
@@ -141,6 +144,7 @@ def _info(argv: list[str]) -> int:
 
 def _check(argv: list[str]) -> int:
     args = tyro.cli(CheckArgs, args=argv, prog="qcse data check")
+    trust.from_command_line(args.trust_env_spec, args.env)
     from .inspection import check_physics
 
     if args.rows < 1:
@@ -152,6 +156,7 @@ def _check(argv: list[str]) -> int:
 
 def _convert(argv: list[str]) -> int:
     args = tyro.cli(ConvertArgs, args=argv, prog="qcse data convert")
+    trust.from_command_line(args.trust_env_spec, args.env)
     from .inspection import convert
 
     print(f"wrote {convert(args.source, args.target, args.env)}")

@@ -291,6 +291,10 @@ class _Episode:
                 f"dataset: {name}: {number} has arrays for different numbers of steps: {rows}; expected equal numbers, "
                 "and one observation more"
             )
+        for key, size in parts:
+            width = math.prod(observations[key].shape[1:])
+            if width < size or (not key and width != size):
+                raise DatasetError(f"dataset: {name}: {number} observes {width} numbers {key}; expected {size}")
         return _Episode(number, observations, steps)
 
     def __len__(self) -> int:
@@ -351,7 +355,7 @@ def _read(
     with tqdm(total=n, unit="row", unit_scale=True, desc=f"read {name}", disable=hide, leave=False) as bar:
         for episode in episodes:
             stop = row + len(episode)
-            states = _vectors(episode, parts, name)
+            states = _vectors(episode, parts)
             data.observations[row:stop], data.next_observations[row:stop] = states[:-1], states[1:]
             actions = np.asarray(episode.steps["actions"][()], np.float64)
             data.actions[row:stop] = (actions - low) / (high - low) * 2.0 - 1.0
@@ -369,17 +373,9 @@ def _read(
     return data
 
 
-def _vectors(episode: _Episode, parts: list[tuple[str, int]], name: str) -> NDArray[Any]:
+def _vectors(episode: _Episode, parts: list[tuple[str, int]]) -> NDArray[Any]:
     """[T + 1, D] of one episode."""
-    columns = []
-    for key, size in parts:
-        values = np.asarray(episode.observations[key][()])
-        values = values.reshape(len(values), -1)
-        if values.shape[1] < size or (not key and values.shape[1] != size):
-            raise DatasetError(
-                f"dataset: {name}: {episode.id} observes {values.shape[1]} numbers {key}; expected {size}"
-            )
-        columns.append(values[:, :size])
+    columns = [np.asarray(episode.observations[key][()]).reshape(len(episode) + 1, -1)[:, :size] for key, size in parts]
     return np.concatenate(columns, axis=1)
 
 

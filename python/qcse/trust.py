@@ -15,6 +15,9 @@ import secrets
 import stat
 import tempfile
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from .errors import TrustError
 from .files import atomic_path
@@ -23,25 +26,34 @@ SWITCH = "--trust-env-spec"
 MARK = "origin"  # file in a run folder
 KEY_BYTES = 32
 
+TrustEnvSpec = Annotated[
+    bool,
+    tyro.conf.arg(name="trust-env-spec", help="Execute what data or a run folder from elsewhere name as environment."),
+    tyro.conf.FlagCreatePairsOff,
+]
+"""A command's switch, which no configuration keeps."""
+
 _log = logging.getLogger(__name__)
 _all = False  # the switch was given
 _named: set[str] = set()
 
 
-def trust_env_specs() -> None:
-    """For the rest of this process, import what data and run folders name: the command line's --trust-env-spec."""
+def from_command_line(all_specs: bool, env_id: str | None = None) -> None:
+    """For the rest of this process.
+
+    Args:
+        all_specs: --trust-env-spec was given: import what data and run folders name.
+        env_id: an environment that the user named, whose module is vouched for.
+    """
     global _all
-    _all = True
+    _all = _all or all_specs
+    if env_id:
+        _named.add(env_id)
 
 
 def trusts_env_specs() -> bool:
-    """Whether `trust_env_specs` was called."""
+    """Whether --trust-env-spec was given."""
     return _all
-
-
-def named_by_user(env_id: str) -> None:
-    """The user named this environment on the command line, which vouches for its module."""
-    _named.add(env_id)
 
 
 def is_code(env_id: str) -> bool:
