@@ -38,7 +38,7 @@ INFLATED_UNCHECKED = MIB // 2  # stored bytes of a gzip chunk that can do no har
 RATIO, RATIO_FROM = 100, 256 * MIB  # declared bytes for one stored, tolerated in arrays of more than so many bytes
 SCALAR_BYTES = MIB  # a larger scalar is left out of the metadata
 METADATA_TEXT = 10_000  # characters of a metadata text that are kept
-SCALARS, DEPTH = 1000, 8  # metadata beyond are left out
+SCALARS, GROUPS = 1000, 1000  # metadata beyond are left out
 CHUNKS = 20_000_000
 
 SHUFFLE, FLETCHER32 = h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32
@@ -237,19 +237,22 @@ def scalars(file: h5py.File) -> dict[str, str | int | float]:
             if attribute.shape == () and _is_plain(attribute.dtype):
                 _keep(found, str(name), file.attrs[name])
     group = find(file, "metadata") if file.id.links.exists(b"metadata") else None
-    waiting = [("", group, 0)] if isinstance(group, h5py.Group) else []
+    waiting, seen = [("", group)] if isinstance(group, h5py.Group) else [], set[int]()
     while waiting:
-        prefix, group, depth = waiting.pop()
+        prefix, group = waiting.pop()
+        place = h5py.h5o.get_info(group.id).addr
+        if place in seen or len(seen) == GROUPS:  # groups may hold themselves
+            continue
+        seen.add(place)
         for name in group:
-            if group.id.links.get_info(os.fsencode(name)).type != h5py.h5l.TYPE_HARD:
+            if group.id.links.get_info(os.fsencode(name)).type != h5py.h5l.TYPE_HARD or len(found) == SCALARS:
                 continue
             item = group[name]
-            if isinstance(item, h5py.Group) and depth < DEPTH:
-                waiting.append((f"{prefix}{name}/", item, depth + 1))
-            elif isinstance(item, h5py.Dataset) and item.shape == () and len(found) < SCALARS:
+            if isinstance(item, h5py.Group):
+                waiting.append((f"{prefix}{name}/", item))
+            elif isinstance(item, h5py.Dataset) and item.shape == () and _is_plain(item.dtype):
                 _check_place(file, f"metadata/{prefix}{name}", item)
-                if _is_plain(item.dtype):
-                    _keep(found, prefix + name, item[()])
+                _keep(found, prefix + name, item[()])
     return found
 
 
