@@ -17,6 +17,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
+from . import trust
 from .config import (
     COUNT,
     NOT_NEGATIVE,
@@ -36,6 +37,7 @@ from .config import (
 )
 from .errors import ConfigError, QcseError
 from .signals import end_with_parent
+from .trust import TrustEnvSpec
 from .typed import Range, check_ranges
 
 SUMMARY = """usage: qcse COMMAND [OPTIONS]
@@ -63,6 +65,7 @@ class TrainArgs(TrainConfig):
 
     resume: Path | None = None
     """Continue the run in this folder, with its stored options."""
+    trust_env_spec: TrustEnvSpec = False
 
 
 @dataclass
@@ -79,6 +82,7 @@ class EvalArgs:
     """cpu, cuda or auto; it need not be the one that the run was trained on."""
     threads: int | None = None
     """torch's CPU threads. None: one per core."""
+    trust_env_spec: TrustEnvSpec = False
     json: bool = False
     """Print one JSON object instead of a line."""
 
@@ -124,6 +128,7 @@ class CollectArgs:
     """Seed of every random stream."""
     threads: int | None = None
     """torch's CPU threads. None: one per core."""
+    trust_env_spec: TrustEnvSpec = False
 
 
 @dataclass
@@ -332,7 +337,9 @@ def _train(argv: list[str]) -> int:
     peek.add_argument("--dataset", default="")
     peek.add_argument("--bonus", default="none")
     peek.add_argument("--resume", type=Path)
+    peek.add_argument(trust.SWITCH, action="store_true", dest="trust")
     known, _ = peek.parse_known_args(argv)
+    trust.from_command_line(known.trust, known.env)
 
     from . import checkpoint, train
     from .download import task_file
@@ -348,9 +355,10 @@ def _train(argv: list[str]) -> int:
         defaults.task, defaults.dataset = task.name, task.path
     if known.resume is not None:
         defaults = train.stored_config(known.resume)
+        trust.check_run(known.resume, defaults.env)
     values = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(TrainConfig)}
     parsed = tyro.cli(TrainArgs, args=argv, prog="qcse train", default=TrainArgs(**values))
-    asked = {name: value for name, value in to_dict(parsed).items() if name != "resume"}
+    asked = {name: value for name, value in to_dict(parsed).items() if name not in ("resume", "trust_env_spec")}
     config = from_dict(asked)
     validate(config)
 
@@ -387,6 +395,7 @@ def _train(argv: list[str]) -> int:
 
 def _eval(argv: list[str]) -> int:
     args = parse(EvalArgs, "eval", argv)
+    trust.from_command_line(args.trust_env_spec)
     from . import train
     from .datasets import normalized_score
     from .envs import Evaluator
@@ -442,6 +451,7 @@ def _collect(argv: list[str]) -> int:
     if is_maze(peek.parse_known_args(argv)[0].env):
         return main(argv)
     args = parse(CollectArgs, "collect", argv)
+    trust.from_command_line(args.trust_env_spec, args.env)
     from .collect import collect
 
     for path in collect(args):

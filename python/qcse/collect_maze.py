@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from . import __version__
+from . import __version__, trust
 from .cli import parse
 from .collect import Recording
 from .d4rl_envs import AntMazeEnv, MazeEnv, PointMazeEnv, ant_to_goal, free_cells, shortest_paths
@@ -59,6 +59,7 @@ class MazeCollectArgs:
     """Where episodes begin: in any free cell (D4RL's multistart), or where the task says."""
     seed: int = 0
     """Seed of environment, goals and noise."""
+    trust_env_spec: trust.TrustEnvSpec = False
 
 
 def is_maze(env_id: str) -> bool:
@@ -68,7 +69,9 @@ def is_maze(env_id: str) -> bool:
 
 def main(argv: list[str]) -> int:
     """Entry point of `qcse collect` for mazes."""
-    print(f"wrote {collect_maze(parse(MazeCollectArgs, 'collect', argv))}")
+    args = parse(MazeCollectArgs, "collect", argv)
+    trust.from_command_line(args.trust_env_spec)
+    print(f"wrote {collect_maze(args)}")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from . import trust
 from .cli import parse
 from .datasets import REFERENCE_SCORES, task_family
 from .errors import ConfigError
@@ -63,6 +64,7 @@ class CheckArgs:
     """Gymnasium environment id. None: the one that the file names, as those of `qcse collect` do."""
     rows: int = 1000
     """Transitions to repeat, evenly spread over the file."""
+    trust_env_spec: trust.TrustEnvSpec = False
 
 
 @dataclass
@@ -75,6 +77,7 @@ class ConvertArgs:
     """File to write, or minari:ID, such as minari:hopper/replay-v0."""
     env: str | None = None
     """Environment to note down. None: the one that the data names."""
+    trust_env_spec: trust.TrustEnvSpec = False
 
 
 @dataclass
@@ -142,6 +145,7 @@ def _info(argv: list[str]) -> int:
 
 def _check(argv: list[str]) -> int:
     args = parse(CheckArgs, "data check", argv)
+    trust.from_command_line(args.trust_env_spec, args.env)
     from .inspection import check_physics
 
     report = check_physics(args.file, args.env, args.rows)
@@ -151,6 +155,7 @@ def _check(argv: list[str]) -> int:
 
 def _convert(argv: list[str]) -> int:
     args = parse(ConvertArgs, "data convert", argv)
+    trust.from_command_line(args.trust_env_spec, args.env)
     from .inspection import convert
 
     print(f"wrote {convert(args.source, args.target, args.env)}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from .errors import QcseError
+from . import hdf5
+from .errors import DatasetError
 from .files import atomic_path
 
 # Return of a random and of an expert policy, per task family: the constants of D4RL's normalised score.
@@ -46,15 +47,10 @@ FLAG_KEYS = ("terminals", "timeouts")
 
 SLAB_BYTES = 4 << 20  # read at once; bounds the memory that reading takes beside the arrays themselves
 PROGRESS_BYTES = 64 << 20  # below this a progress bar would flash by
-METADATA_TEXT = 10_000  # characters of a metadata text that are kept
 
 # Two float32 copies of one state are equal, or apart by a rounding where one of them went through another format.
 # A reset moves MuJoCo's states by about 5e-3.
 SAME_STATE_TOLERANCE = 1e-6
-
-
-class DatasetError(QcseError):
-    """A dataset cannot be read, written or used."""
 
 
 @dataclass(eq=False)
@@ -173,38 +169,8 @@ def load_d4rl(
             finite, or no transition left. The message names what was found.
     """
     file_path = Path(path)
-    if not file_path.exists():
-        raise DatasetError(
-            f"dataset: no file at {file_path}; expected an HDF5 file in D4RL's layout (`qcse collect` makes one)"
-        )
-    if not file_path.is_file():
-        raise DatasetError(f"dataset: {file_path} is not a file; expected an HDF5 file in D4RL's layout")
-    with _opened(file_path) as file:
+    with hdf5.opened(file_path) as file:
         return _read(file, file_path, progress, finite, like_d4rl, limit)
-
-
-@contextmanager
-def _opened(path: Path, locking: bool | None = None) -> Iterator[h5py.File]:
-    """An HDF5 file for reading; whatever h5py raises on damaged content becomes a DatasetError."""
-    try:
-        # Each chunk is read once, so a cache of chunks would only cost memory.
-        with h5py.File(path, "r", locking=locking, rdcc_nbytes=1 << 20) as file:
-            yield file
-    except PermissionError as error:
-        raise DatasetError(f"dataset: {path} may not be read by this user; check its permissions") from error
-    except DatasetError:
-        raise
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise DatasetError(_unreadable(path, error)) from error
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    size = path.stat().st_size
-    if "truncated file" in str(error):
-        return f"dataset: {path} is cut short: it holds {size:,} bytes, its header says more; copy or download it again"
-    if "signature not found" in str(error):
-        return f"dataset: {path} ({size:,} bytes) is not an HDF5 file; expected HDF5 in D4RL's layout"
-    return f"dataset: {path} is damaged and cannot be read ({error}); copy or download it again"
 
 
 def check_structure(path: str | os.PathLike[str], observation_dim: int, action_dim: int) -> int:
@@ -216,7 +182,7 @@ def check_structure(path: str | os.PathLike[str], observation_dim: int, action_d
         DatasetError: what is wrong with it.
     """
     file_path = Path(path)
-    with _opened(file_path, locking=False) as file:  # a download holds a lock of its own while it checks
+    with hdf5.opened(file_path, locking=False) as file:  # a download holds a lock of its own while it checks
         sources = _sources(file, file_path)
         for key, size in (("observations", observation_dim), ("actions", action_dim)):
             if sources[key].shape[1] != size:
@@ -228,17 +194,17 @@ def check_structure(path: str | os.PathLike[str], observation_dim: int, action_d
 
 def _sources(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
     """The arrays that make transitions, checked against each other; nothing is read yet."""
-    missing = [key for key in REQUIRED_KEYS if key not in file]
-    if not missing and "next_observations" not in file and "timeouts" not in file:
+    known = (*REQUIRED_KEYS, "next_observations", "timeouts")
+    keys = [key for key in known if hdf5.find(file, key) is not None]
+    missing = [key for key in REQUIRED_KEYS if key not in keys]
+    if not missing and "next_observations" not in keys and "timeouts" not in keys:
         missing = ["next_observations", "timeouts"]  # without either, where an episode was cut cannot be known
     if missing:
-        found = ", ".join(sorted(map(str, file.keys()))) or "none"
         wanted = " or ".join(missing) if "timeouts" in missing else ", ".join(missing)
         raise DatasetError(
-            f"dataset: {path} has no key {wanted}; keys found: {found}; expected D4RL's layout: "
+            f"dataset: {path} has no key {wanted}; keys found: {hdf5.names(file)}; expected D4RL's layout: "
             f"{', '.join(REQUIRED_KEYS)}, and next_observations or timeouts"
         )
-    keys = [key for key in (*REQUIRED_KEYS, "next_observations", "timeouts") if key in file]
     sources = {key: _checked_source(file, key, path) for key in keys}
     rows = {key: int(source.shape[0]) for key, source in sources.items()}
     if len(set(rows.values())) > 1:
@@ -259,6 +225,10 @@ def _read(file: h5py.File, path: Path, progress: bool, finite: bool, like_d4rl: 
     sources = _sources(file, path)
     if like_d4rl:
         sources.pop("next_observations", None)
+    floats = sum(math.prod(source.shape) for key, source in sources.items() if key not in FLAG_KEYS)
+    if "next_observations" not in sources:
+        floats += math.prod(sources["observations"].shape)
+    hdf5.check_memory(path, sources, 4 * floats + 8 * len(sources["rewards"]) + 2 * SLAB_BYTES)
     arrays: dict[str, NDArray[Any]] = {}
     total = sum(source.size * source.dtype.itemsize for source in sources.values())
     hide = bar_hidden(progress, total)
@@ -267,6 +237,7 @@ def _read(file: h5py.File, path: Path, progress: bool, finite: bool, like_d4rl: 
             arrays[key] = (
                 _read_flag(source, key, path) if key in FLAG_KEYS else _read_float(source, key, path, bar, finite)
             )
+    _check_written(arrays, path)
 
     terminals = arrays["terminals"]
     if like_d4rl:
@@ -277,7 +248,7 @@ def _read(file: h5py.File, path: Path, progress: bool, finite: bool, like_d4rl: 
         ends = terminals | arrays["timeouts"] if "timeouts" in arrays else terminals.copy()
         ends[-1] = True
         dropped = ends & ~terminals
-    metadata = _metadata(file)
+    metadata = hdf5.scalars(file)
     observations = arrays["observations"]
     if "next_observations" in arrays:
         next_observations = arrays["next_observations"]
@@ -333,11 +304,7 @@ def _d4rl_cuts(
 
 def _checked_source(file: h5py.File, key: str, path: Path) -> h5py.Dataset:
     """The HDF5 dataset of a key, its type and number of dimensions checked; nothing is read yet."""
-    source = file[key]
-    if not isinstance(source, h5py.Dataset):
-        raise DatasetError(f"dataset: {path}: {key} is a group; expected an array")
-    if source.shape is None or source.dtype.kind not in "fiub":
-        raise DatasetError(f"dataset: {path}: {key} has type {source.dtype}; expected numbers")
+    source = hdf5.array(file, key)
     shape = source.shape
     if key in ("observations", "next_observations", "actions"):
         if len(shape) != 2 or shape[1] == 0:
@@ -380,6 +347,27 @@ def _read_float(source: h5py.Dataset, key: str, path: Path, bar: tqdm[Any], refu
     return out[:, 0] if key == "rewards" and out.ndim == 2 else out
 
 
+def _check_written(arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
+    """DatasetError where the file ends in rows of nothing but zeros: declared, but not written by one that was killed.
+
+    HDF5 gives zeros for them. One such row may be a state; no second state, action and reward are all exactly zero.
+    """
+    columns = [values.reshape(len(values), -1) for key, values in arrays.items() if key not in FLAG_KEYS]
+    n = written = len(columns[0])
+    while written > 0:
+        start = max(0, written - 65_536)
+        filled = np.any([values[start:written].any(axis=1) for values in columns], axis=0)
+        if filled.any():
+            written = start + int(np.flatnonzero(filled)[-1]) + 1
+            break
+        written = start
+    if n - written > 1:
+        raise DatasetError(
+            f"dataset: {path} has {n:,} rows, of which the last {n - written:,} are zeros in state, action and reward, "
+            "as where its writer was stopped before they were written; cut the arrays to what was written"
+        )
+
+
 def _read_flag(source: h5py.Dataset, key: str, path: Path) -> NDArray[np.bool_]:
     values: NDArray[Any] = np.asarray(source[()]).reshape(-1)
     odd = (values != 0) & (values != 1)
@@ -417,30 +405,6 @@ def hidden_ends(observations: NDArray[np.float32], next_observations: NDArray[np
         apart = np.abs(next_observations[start:stop] - after) > SAME_STATE_TOLERANCE * np.maximum(1.0, np.abs(after))
         ends[start:stop] = apart.any(axis=1)
     return ends
-
-
-def _metadata(file: h5py.File) -> dict[str, str | int | float]:
-    """Scalars under metadata/ and among the file's attributes. Arrays (D4RL stores policies' weights) are left out."""
-    found: dict[str, str | int | float] = {}
-
-    def keep(name: str, value: Any) -> None:
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", errors="replace")
-        if isinstance(value, str):
-            found[name] = value[:METADATA_TEXT]
-        elif isinstance(value, (bool, np.bool_, int, np.integer)):
-            found[name] = int(value)
-        elif isinstance(value, (float, np.floating)):
-            found[name] = float(value)
-
-    for name, value in file.attrs.items():
-        keep(name, value)
-    group = file.get("metadata")
-    if isinstance(group, h5py.Group):
-        group.visititems(
-            lambda name, item: keep(name, item[()]) if isinstance(item, h5py.Dataset) and item.shape == () else None
-        )
-    return found
 
 
 def write_d4rl(

@@ -105,12 +105,14 @@ def _register_robotics(name: str) -> None:
 
 
 def _minari_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
-    """The environment of "minari:ID" as the dataset stores it, with a time limit."""
-    from .minari_data import environment_spec
+    """The environment of "minari:ID" as this installation registers it, with the dataset's options and time limit."""
+    from .minari_data import environment_spec, recorded_name
 
-    spec = environment_spec(env_id.removeprefix(MINARI))
-    if d4rl_envs.ROBOTICS.match(spec.id):
-        _register_robotics(spec.id)
+    dataset_id = env_id.removeprefix(MINARI)
+    name = recorded_name(dataset_id)
+    if d4rl_envs.ROBOTICS.match(name):
+        _register_robotics(name)
+    spec = environment_spec(dataset_id)
     if spec.max_episode_steps is None:
         raise EnvError(f"env: {env_id} was recorded without a time limit; name the environment itself with --env")
     return spec

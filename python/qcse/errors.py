@@ -13,6 +13,14 @@ class CheckpointError(QcseError):
     """A run folder or checkpoint cannot be used."""
 
 
+class DatasetError(QcseError):
+    """A dataset cannot be read, written or used."""
+
+
+class TrustError(QcseError):
+    """Data or a run folder of unknown origin names code, which is not executed."""
+
+
 class NonFiniteLossError(QcseError):
     """A loss became NaN or infinite; the batch it happened on has been saved."""
 

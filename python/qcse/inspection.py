@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from . import d4rl_envs
+from . import d4rl_envs, hdf5, trust
 from .datasets import (
+    FLAG_KEYS,
     REFERENCE_SCORES,
     DatasetError,
     Transitions,
@@ -163,8 +163,9 @@ def recorded_env(data: Transitions) -> str | None:
 
 
 def _flags(path: Path) -> dict[str, int]:
-    with h5py.File(path, "r") as file:
-        arrays = {key: np.asarray(file[key][()]).reshape(-1) != 0 for key in ("terminals", "timeouts") if key in file}
+    with hdf5.opened(path) as file:
+        keys = [key for key in FLAG_KEYS if hdf5.find(file, key) is not None]
+        arrays = {key: np.asarray(hdf5.array(file, key)[()]).reshape(-1) != 0 for key in keys}
     counts = {key: int(values.sum()) for key, values in arrays.items()}
     if len(arrays) == 2:
         counts["both"] = int((arrays["terminals"] & arrays["timeouts"]).sum())
@@ -286,24 +287,31 @@ def check_physics(path: Path, env_id: str | None = None, rows: int = 1000, progr
     """
     if str(path).startswith("minari:"):
         raise DatasetError(f"dataset: {path} keeps no states of a simulator; expected a file in D4RL's layout")
-    env_id = env_id or recorded_env(load_d4rl(path, progress=False))  # which has every complaint about the file itself
+    named = recorded_env(load_d4rl(path, progress=False))  # which has every complaint about the file itself
+    if env_id is None and named is not None:
+        trust.check_data(named, str(path))
+    env_id = env_id or named
     if env_id is None:
         raise DatasetError(f"dataset: {path} does not say which environment it was recorded in; name it with --env")
-    with h5py.File(path, "r") as file:
-        if "infos/qpos" not in file or "infos/qvel" not in file:
+    with hdf5.opened(path) as file:
+        if hdf5.find(file, "infos/qpos") is None or hdf5.find(file, "infos/qvel") is None:
             raise DatasetError(
                 f"dataset: {path} has no infos/qpos and infos/qvel, so no environment can be put to its states; "
                 "expected a file that D4RL or `qcse collect` recorded"
             )
-        arrays = {
-            name: np.asarray(file[key][()])
-            for name, key in (
-                ("qpos", "infos/qpos"), ("qvel", "infos/qvel"), ("observations", "observations"),
-                ("actions", "actions"), ("rewards", "rewards"), ("terminals", "terminals"),
-            )
-        }  # fmt: skip
-        following = np.asarray(file["next_observations"][()]) if "next_observations" in file else None
-        cut = np.asarray(file["timeouts"][()]).reshape(-1) != 0 if "timeouts" in file else None
+        keys = ["infos/qpos", "infos/qvel", "observations", "actions", "rewards", "terminals"]
+        keys += [key for key in ("next_observations", "timeouts") if hdf5.find(file, key) is not None]
+        sources = {key.removeprefix("infos/"): hdf5.array(file, key) for key in keys}
+        hdf5.check_memory(path, sources, sum(map(hdf5.declared, sources.values())))
+        for name in ("qpos", "qvel"):
+            if len(sources[name].shape) != 2 or len(sources[name]) != len(sources["rewards"]):
+                raise DatasetError(
+                    f"dataset: {path}: infos/{name} has shape {sources[name].shape}; expected "
+                    f"({len(sources['rewards'])}, numbers of one state)"
+                )
+        arrays = {name: np.asarray(source[()]) for name, source in sources.items()}
+    following = arrays.get("next_observations")
+    cut = arrays["timeouts"].reshape(-1) != 0 if "timeouts" in arrays else None
     count = len(arrays["rewards"])
     usable = np.ones(count, bool)
     if following is None:
@@ -365,17 +373,19 @@ def convert(source: str, target: str, env_id: str | None = None) -> str:
     Raises:
         DatasetError: a source that cannot be read, a target that exists.
     """
+    path = Path(target)
+    if not target.startswith("minari:") and path.exists():
+        raise DatasetError(f"dataset: {path} exists already; delete it or name another file")
     data = load_dataset(source)
     env = env_id or recorded_env(data)
     if target.startswith("minari:"):
+        if env_id is None and env is not None:
+            trust.check_data(env, source)
         from .minari_data import write_minari
 
         algorithm = str(data.metadata.get("algorithm", data.metadata.get("algorithm_name", "")))
         name = target.removeprefix("minari:")
         return f"minari:{name} in {write_minari(name, data, env, algorithm)}"
-    path = Path(target)
-    if path.exists():
-        raise DatasetError(f"dataset: {path} exists already; delete it or name another file")
     terminals = data.bootstrap == 0
     arrays = {
         "observations": data.observations,

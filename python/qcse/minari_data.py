@@ -1,4 +1,7 @@
-"""Minari datasets (`minari:ID`) through Minari's own library: reading, their environments, and writing.
+"""Minari datasets (`minari:ID`): reading, their environments, and writing.
+
+Minari's own library fetches and writes them. It does not read them: it makes, that is imports and calls, what a
+dataset's metadata name as its environment where they lack a space, and takes a file's declared sizes on trust.
 
 Minari's sets named D4RL/... were recorded anew, in other environments than D4RL's: scores published for D4RL do not
 carry over, and a policy learnt from one is lost in the other. AntMaze differs most: Gymnasium-Robotics mirrors the maze
@@ -8,24 +11,33 @@ and some sets store a flipped maze for evaluation (`qcse` uses the recording's).
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
+import math
 import os
 import re
+import shutil
 import warnings
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
+import h5py
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from . import hdf5, trust
 from .datasets import DatasetError, Transitions, bar_hidden
-from .envs import MINARI, dict_sizes, flat_parts, make_env
+from .envs import MINARI, flat_parts, make_env, task_for
+from .errors import TrustError
 
-if TYPE_CHECKING:
-    import minari
+METADATA_BYTES = 16 << 20
+OPTIONS_BYTES = 100_000  # of an environment's options as JSON
+MAX_EPISODE_STEPS = 10**9
 
 
 def _library() -> Any:
@@ -33,25 +45,89 @@ def _library() -> Any:
         import minari
     except ImportError as error:
         raise DatasetError(
-            f"dataset: Minari datasets need Minari's library ({error}); pip install 'qcse[minari]'"
+            f"dataset: Minari datasets are fetched and written by Minari's library ({error}); "
+            "pip install 'qcse[minari]'"
         ) from error
     return minari
 
 
-def open_minari(dataset_id: str) -> minari.MinariDataset:
-    """A Minari dataset: the local one if it is there, else downloaded by Minari's library.
+def _folder() -> Path:
+    """Where Minari keeps datasets."""
+    named = os.environ.get("MINARI_DATASETS_PATH")
+    return Path(named) if named else Path.home() / ".minari" / "datasets"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A dataset on this machine.
+
+    Attributes:
+        name: "minari:ID".
+        folder: with metadata.json and the arrays.
+        metadata: content of metadata.json, not checked.
+    """
+
+    name: str
+    folder: Path
+    metadata: dict[str, Any]
+
+    def file(self, name: str) -> Path:
+        """A file of the dataset, in its own folder."""
+        path = self.folder / name
+        hdf5.check_regular(path)
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise DatasetError(
+                f"dataset: {self.name}: {path} leads out of its folder, to {path.resolve()}; copy it there"
+            )
+        return path
+
+    @property
+    def spec(self) -> dict[str, Any] | None:
+        """The environment's specification as it is stored, with an id; nothing else in it is checked."""
+        text = self.metadata.get("env_spec")
+        if text is None:
+            return None
+        try:
+            spec = json.loads(text)
+            if isinstance(spec, dict) and isinstance(spec["id"], str):
+                return spec
+            problem = "no id"
+        except (TypeError, ValueError, KeyError, RecursionError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        raise DatasetError(f"dataset: {self.name} has an env_spec that cannot be read ({problem[:200]}); give --env")
+
+
+def _stored(dataset_id: str) -> _Stored:
+    """A Minari dataset: the local one if it is there, else fetched by Minari's library.
 
     Raises:
-        DatasetError: the library is missing, or there is no such dataset here and none can be fetched.
+        DatasetError: there is no such dataset here and none can be fetched, or its metadata cannot be read.
     """
-    library = _library()
     _check_name(dataset_id)
+    folder = _folder() / dataset_id / "data"
+    if not folder.exists():
+        _fetch(dataset_id)
+    stored = _Stored(f"minari:{dataset_id}", folder, {})
+    path = stored.file("metadata.json")
+    if path.stat().st_size > METADATA_BYTES:
+        raise DatasetError(f"dataset: {path} has {path.stat().st_size:,} bytes; expected up to {METADATA_BYTES:,}")
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"dataset: {path} is not valid JSON ({error}); fetch the dataset again") from error
+    if not isinstance(metadata, dict):
+        raise DatasetError(f"dataset: {path} holds {type(metadata).__name__}; expected an object; fetch it again")
+    return dataclasses.replace(stored, metadata=metadata)
+
+
+def _fetch(dataset_id: str) -> None:
+    library = _library()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about versions of environments, which data does not choose
-            return library.load_dataset(dataset_id, download=True)
+            library.storage.hosting.download_dataset(dataset_id)
     except Exception as error:  # the library and its network clients raise kinds without a common base
-        folder = Path(library.storage.get_dataset_path())
+        folder = _folder()
         local = ", ".join(sorted(str(path.parent.relative_to(folder)) for path in folder.rglob("data"))) or "none"
         raise DatasetError(
             f"dataset: minari:{dataset_id} is neither stored locally nor could it be fetched "
@@ -69,20 +145,95 @@ def _check_name(dataset_id: str) -> None:
         )
 
 
+def recorded_name(dataset_id: str) -> str:
+    """Name of the environment that a dataset was recorded in, "" where it names none."""
+    spec = _stored(dataset_id).spec
+    return spec["id"] if spec else ""
+
+
 def environment_spec(dataset_id: str) -> EnvSpec:
     """The environment that a dataset was recorded in, with its options (such as the maze).
 
+    A dataset may name any function of any module as its environment, so nothing of what it says is executed: the
+    specification is the one that this installation registers for the dataset's id, with the dataset's options and its
+    time limit, where it has one. What differs otherwise is refused, unless the user trusts it (`trust`).
+
     Raises:
-        DatasetError: the dataset names none.
+        DatasetError: the dataset names none, or one that cannot be read.
+        TrustError: it names another entry point, other wrappers, or options that are not plain data.
     """
-    spec = open_minari(dataset_id).env_spec
-    if spec is None:
-        raise DatasetError(f"dataset: minari:{dataset_id} does not say which environment it is of; give --env")
+    stored = _stored(dataset_id)
+    raw = stored.spec
+    if raw is None:
+        raise DatasetError(f"dataset: {stored.name} does not say which environment it is of; give --env")
+    registered = gymnasium.registry.get(raw["id"])
+    limit = raw.get("max_episode_steps")
+    if limit is not None and not (type(limit) is int and 0 < limit <= MAX_EPISODE_STEPS):
+        raise DatasetError(
+            f"dataset: {stored.name} has the time limit {limit!r}; expected a number of steps; give --env"
+        )
+    if trust.trusts_env_specs():
+        spec = _spec_as_stored(stored, raw)
+    else:
+        spec = _registered_spec(stored, raw, registered)
+    spec.max_episode_steps = limit or (registered.max_episode_steps if registered is not None else None)
     return spec
 
 
+def _spec_as_stored(stored: _Stored, raw: dict[str, Any]) -> EnvSpec:
+    known = {field.name for field in dataclasses.fields(EnvSpec) if field.init}  # other versions have others
+    try:
+        return EnvSpec.from_json(json.dumps({"additional_wrappers": []} | {k: v for k, v in raw.items() if k in known}))
+    except Exception as error:  # gymnasium's own errors, and those of types that are not what it expects
+        raise DatasetError(
+            f"dataset: {stored.name} has an env_spec that cannot be used ({error}); give --env"
+        ) from error
+
+
+def _registered_spec(stored: _Stored, raw: dict[str, Any], registered: EnvSpec | None) -> EnvSpec:
+    """This installation's specification for the stored id, with the stored options; TrustError where others differ."""
+    entry, name = raw.get("entry_point"), raw["id"]
+
+    def refused(what: str) -> TrustError:
+        return TrustError(
+            f"env: {stored.name} was recorded in {name!r} with the entry point {entry!r}, {what}. It is not executed: "
+            f"name the environment with --env, or give {trust.SWITCH} if you know what that runs"
+        )
+
+    if registered is None:
+        raise refused("and this installation registers no environment of that name")
+    if entry != registered.entry_point:
+        raise refused(f"and this installation registers {registered.entry_point!r} for that name")
+    wrappers = raw.get("additional_wrappers") or []
+    if wrappers != [dataclasses.asdict(wrapper) for wrapper in registered.additional_wrappers]:
+        raise refused(f"inside wrappers that are not registered with it: {str(wrappers)[:300]}")
+    options = raw.get("kwargs") or {}
+    if not isinstance(options, dict) or len(json.dumps(options)) > OPTIONS_BYTES:
+        raise refused("and options that are no short table")
+    options = {option: value for option, value in options.items() if option != "render_mode"}  # nobody looks
+    for option, value in options.items():
+        if value != registered.kwargs.get(option) and not _is_data(value):
+            raise refused(f"and the option {option} = {str(value)[:300]!r}, which may be a file or code")
+    spec = copy.deepcopy(registered)
+    spec.kwargs = {**registered.kwargs, **options}
+    return spec
+
+
+def _is_data(value: Any, depth: int = 4) -> bool:
+    """Numbers, and words that name neither a file nor something to import, in lists and tables of such."""
+    if depth == 0:
+        return False
+    if isinstance(value, str):
+        return re.fullmatch(r"[\w -]{0,100}", value) is not None
+    if isinstance(value, dict):
+        return all(_is_data(key) and _is_data(item, depth - 1) for key, item in value.items())
+    if isinstance(value, list):
+        return all(_is_data(item, depth - 1) for item in value)
+    return value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) <= 1e9)
+
+
 def load_minari(dataset_id: str, progress: bool = True) -> Transitions:
-    """Read a Minari dataset.
+    """Read a Minari dataset of the format hdf5, Minari's default.
 
     Each episode's last observation is the next state of its last step, so nothing is dropped at time limits. Dict
     observations become vectors as the environment's do (`envs.flat_parts`); actions are mapped from their bounds to
@@ -93,48 +244,127 @@ def load_minari(dataset_id: str, progress: bool = True) -> Transitions:
         progress: show a bar on stderr for sets that take a while.
 
     Raises:
-        DatasetError: no such dataset, observations or actions that are not vectors of numbers, values that are not
-            finite.
+        DatasetError: no such dataset, another format, observations or actions that are not vectors of numbers, values
+            that are not finite.
     """
-    dataset = open_minari(dataset_id)
-    name = f"minari:{dataset_id}"
-    parts = _parts(dataset, name)
-    low, high = _action_bounds(dataset.action_space, name)
-    n, d, a = int(dataset.total_steps), sum(size for _, size in parts), len(low)
-    if n == 0:
-        raise DatasetError(f"dataset: {name} holds no transition; expected at least one")
+    stored = _stored(dataset_id)
+    name, metadata = stored.name, stored.metadata
+    if metadata.get("data_format", "hdf5") != "hdf5":
+        raise DatasetError(
+            f"dataset: {name} is stored as {metadata['data_format']!r}, whose declared sizes cannot be checked; "
+            "expected hdf5, Minari's default: store it again with data_format='hdf5'"
+        )
+    parts = _parts(stored)
+    low, high = _action_bounds(stored)
+    n = metadata.get("total_steps")
+    if type(n) is not int or n < 1:
+        raise DatasetError(f"dataset: {name} holds no transition (total_steps: {n!r}); expected at least one")
+    path = stored.file("main_data.hdf5")
+    with hdf5.opened(path) as file:
+        episodes = [_Episode.of(group, parts, name) for group in _groups(file, metadata.get("total_episodes"), name)]
+        d, a = sum(size for _, size in parts), len(low)
+        _check_sizes(path, episodes, n, d, a, name)
+        return _read(stored, episodes, parts, low, high, d, progress)
+
+
+@dataclass(frozen=True)
+class _Episode:
+    """The arrays of one episode: T + 1 observations of each key, T of the others."""
+
+    id: str
+    observations: dict[str, h5py.Dataset]
+    steps: dict[str, h5py.Dataset]
+
+    @staticmethod
+    def of(group: h5py.Group, parts: list[tuple[str, int]], name: str) -> _Episode:
+        """Checked against each other; nothing is read."""
+        number = str(group.name).strip("/")
+        observations = {key: hdf5.array(group, f"observations/{key}" if key else "observations") for key, _ in parts}
+        steps = {key: hdf5.array(group, key) for key in ("actions", "rewards", "terminations")}
+        rows = {
+            f"observations {key}".strip(): len(source) - 1 if source.shape else -1
+            for key, source in observations.items()
+        }
+        rows |= {key: len(source) if source.shape else -1 for key, source in steps.items()}
+        if len(set(rows.values())) > 1 or min(rows.values()) < 0:
+            raise DatasetError(
+                f"dataset: {name}: {number} has arrays for different numbers of steps: {rows}; expected equal numbers, "
+                "and one observation more"
+            )
+        for key, size in parts:
+            width = math.prod(observations[key].shape[1:])
+            if width < size or (not key and width != size):
+                raise DatasetError(f"dataset: {name}: {number} observes {width} numbers {key}; expected {size}")
+        return _Episode(number, observations, steps)
+
+    def __len__(self) -> int:
+        return int(self.steps["rewards"].shape[0])
+
+
+def _groups(file: h5py.File, count: Any, name: str) -> list[h5py.Group]:
+    if type(count) is not int or not 0 <= count <= len(file):
+        raise DatasetError(f"dataset: {name} says {count!r} episodes, its file has {len(file):,}; fetch it again")
+    found = [hdf5.find(file, f"episode_{i}") for i in range(count)]
+    groups = [group for group in found if isinstance(group, h5py.Group)]
+    if len(groups) < count:
+        raise DatasetError(f"dataset: {name} says {count:,} episodes, its file has {len(groups):,}; fetch it again")
+    return groups
+
+
+def _check_sizes(path: Path, episodes: list[_Episode], n: int, d: int, a: int, name: str) -> None:
+    """DatasetError where the arrays do not fit each other, the metadata or the memory."""
+    rows = sum(map(len, episodes))
+    if rows != n:
+        raise DatasetError(f"dataset: {name} says {n} steps, its episodes hold {rows}; download it again")
+    hdf5.check_memory(
+        path,
+        [array for e in episodes for array in (*e.observations.values(), *e.steps.values())],
+        4 * n * (2 * d + a + 3),
+    )
+    for episode in episodes:
+        actions, rewards = episode.steps["actions"], episode.steps["rewards"]
+        if actions.shape[1:] != (a,) or math.prod(rewards.shape) != len(episode):
+            raise DatasetError(
+                f"dataset: {name}: {episode.id} has actions of shape {actions.shape} and rewards of shape "
+                f"{rewards.shape}; expected ({len(episode)}, {a}) and ({len(episode)},)"
+            )
+
+
+def _read(
+    stored: _Stored,
+    episodes: list[_Episode],
+    parts: list[tuple[str, int]],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    d: int,
+    progress: bool,
+) -> Transitions:
+    name, n = stored.name, sum(map(len, episodes))
     data = Transitions(
         observations=np.empty((n, d), np.float32),
-        actions=np.empty((n, a), np.float32),
+        actions=np.empty((n, len(low)), np.float32),
         rewards=np.empty(n, np.float32),
         next_observations=np.empty((n, d), np.float32),
         bootstrap=np.ones(n, np.float32),
         episode_end=np.zeros(n, np.bool_),
-        metadata=_metadata(dataset),
+        metadata=_metadata(stored),
         path=name,
-        source=f"Minari dataset {dataset_id}",
+        source=f"Minari dataset {name.removeprefix(MINARI)}",
     )
     row, hide = 0, bar_hidden(progress, data.observations.nbytes)
     with tqdm(total=n, unit="row", unit_scale=True, desc=f"read {name}", disable=hide, leave=False) as bar:
-        for episode in dataset.iterate_episodes():
-            stop = row + len(episode.rewards)
-            states = _vectors(episode.observations, parts)
-            if stop > n or len(states) != stop - row + 1:
-                raise DatasetError(
-                    f"dataset: {name}: episode {episode.id} has {len(states)} observations for {stop - row} steps; "
-                    "expected one more than steps"
-                )
+        for episode in episodes:
+            stop = row + len(episode)
+            states = _vectors(episode, parts)
             data.observations[row:stop], data.next_observations[row:stop] = states[:-1], states[1:]
-            actions = np.asarray(episode.actions, np.float64).reshape(stop - row, -1)
+            actions = np.asarray(episode.steps["actions"][()], np.float64)
             data.actions[row:stop] = (actions - low) / (high - low) * 2.0 - 1.0
-            data.rewards[row:stop] = np.asarray(episode.rewards).reshape(-1)
-            data.bootstrap[row:stop] = ~np.asarray(episode.terminations, bool).reshape(-1)
+            data.rewards[row:stop] = np.asarray(episode.steps["rewards"][()]).reshape(-1)
+            data.bootstrap[row:stop] = ~np.asarray(episode.steps["terminations"][()], bool).reshape(-1)
             if stop > row:
                 data.episode_end[stop - 1] = True
             bar.update(stop - row)
             row = stop
-    if row != n:
-        raise DatasetError(f"dataset: {name} says {n} steps, its episodes hold {row}; download it again")
     for key in ("observations", "next_observations", "actions", "rewards"):
         bad = ~np.isfinite(getattr(data, key))
         if bad.any():
@@ -143,36 +373,77 @@ def load_minari(dataset_id: str, progress: bool = True) -> Transitions:
     return data
 
 
-def _parts(dataset: minari.MinariDataset, name: str) -> list[tuple[str, int]]:
-    """(key, how many of its first numbers) of a Dict observation; ("", D) for a vector."""
-    space = dataset.observation_space
-    sizes = dict_sizes(space)
-    if sizes is not None:
-        spec = dataset.env_spec
-        return flat_parts(sizes, spec.id if spec else "", spec.kwargs.get("maze_map") if spec else None)
-    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
-        return [("", space.shape[0])]
-    raise DatasetError(f"dataset: {name} observes {space}; expected a vector of numbers, or a Dict of vectors")
-
-
-def _vectors(observations: Any, parts: list[tuple[str, int]]) -> NDArray[Any]:
+def _vectors(episode: _Episode, parts: list[tuple[str, int]]) -> NDArray[Any]:
     """[T + 1, D] of one episode."""
-    if isinstance(observations, Mapping):
-        return np.concatenate([np.asarray(observations[key])[:, :size] for key, size in parts], axis=1)
-    return np.asarray(observations)
+    columns = [np.asarray(episode.observations[key][()]).reshape(len(episode) + 1, -1)[:, :size] for key, size in parts]
+    return np.concatenate(columns, axis=1)
 
 
-def _action_bounds(space: Any, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1 or not space.is_bounded():
-        raise DatasetError(f"dataset: {name} has actions {space}; expected a vector of numbers with finite bounds")
-    return space.low.astype(np.float64), space.high.astype(np.float64)
+def _parts(stored: _Stored) -> list[tuple[str, int]]:
+    """(key, how many of its first numbers) of a Dict observation; ("", D) for a vector."""
+    space = _space(stored, "observation_space")
+    kind, subspaces = space.get("type"), space.get("subspaces")
+    shape = _shape(space)
+    if shape is not None and len(shape) == 1:
+        return [("", shape[0])]
+    if kind == "Dict" and isinstance(subspaces, dict) and subspaces:
+        shapes = {key: _shape(subspace) for key, subspace in subspaces.items()}
+        if all(shape is not None and "/" not in key for key, shape in shapes.items()):
+            spec = stored.spec or {"id": ""}
+            options = spec.get("kwargs")
+            maze = options.get("maze_map") if isinstance(options, dict) else None
+            maze = maze if isinstance(maze, list) and all(isinstance(row, list) for row in maze) else None
+            return flat_parts({key: math.prod(shape or ()) for key, shape in shapes.items()}, spec["id"], maze)
+    raise DatasetError(
+        f"dataset: {stored.name} observes {str(space)[:300]}; expected a vector of numbers, or a Dict of arrays of them"
+    )
 
 
-def _metadata(dataset: minari.MinariDataset) -> dict[str, str | int | float]:
-    stored = dataset.storage.metadata
-    keep = {k: v for k, v in stored.items() if isinstance(v, str | int | float) and not k.endswith("_spec")}
-    spec = dataset.env_spec
-    return keep | ({"env_id": spec.id} if spec else {})
+def _space(stored: _Stored, key: str) -> dict[str, Any]:
+    """A space as the metadata describe it; it is not made, as making one may take any amount of memory."""
+    try:
+        space = json.loads(stored.metadata[key])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DatasetError(
+            f"dataset: {stored.name} has no {key} that can be read ({error!r}); fetch it again"
+        ) from error
+    return space if isinstance(space, dict) else {"type": space}
+
+
+def _shape(space: Any) -> tuple[int, ...] | None:
+    """Shape of a Box; None for any other space."""
+    shape = space.get("shape") if isinstance(space, dict) and space.get("type") == "Box" else None
+    good = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+    return tuple(shape) if good and isinstance(shape, list) else None
+
+
+def _action_bounds(stored: _Stored) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    space = _space(stored, "action_space")
+    shape = _shape(space)
+    if shape is not None and len(shape) == 1:
+        try:
+            low, high = (np.asarray(space[key], np.float64) for key in ("low", "high"))
+        except (KeyError, TypeError, ValueError):
+            low = high = np.empty(0)
+        if (
+            low.shape == high.shape == shape
+            and np.isfinite(low).all()
+            and np.isfinite(high).all()
+            and (low < high).all()
+        ):
+            return low, high
+    raise DatasetError(
+        f"dataset: {stored.name} has actions {str(space)[:300]}; expected a vector of numbers with finite bounds"
+    )
+
+
+def _metadata(stored: _Stored) -> dict[str, str | int | float]:
+    keep: dict[str, str | int | float] = {}
+    for key, value in stored.metadata.items():
+        if isinstance(value, str | int | float) and not key.endswith(("_spec", "_space")):
+            keep[key] = value[: hdf5.METADATA_TEXT] if isinstance(value, str) else value
+    spec = stored.spec
+    return keep | ({"env_id": spec["id"]} if spec else {})
 
 
 def write_minari(dataset_id: str, data: Transitions, env_id: str | None, algorithm: str = "") -> Path:
@@ -189,6 +460,11 @@ def write_minari(dataset_id: str, data: Transitions, env_id: str | None, algorit
     """
     library = _library()
     _check_name(dataset_id)
+    folder = _folder() / dataset_id
+    if folder.exists():
+        raise DatasetError(
+            f"dataset: minari:{dataset_id} cannot be written: {folder} exists already; choose another name"
+        )
     from minari.data_collector.episode_buffer import EpisodeBuffer
 
     buffers = []
@@ -213,8 +489,10 @@ def write_minari(dataset_id: str, data: Transitions, env_id: str | None, algorit
     spec = None
     if env_id is not None:
         env = make_env(env_id)
-        spec = env.unwrapped.spec  # without this package's wrappers, which others could not make
+        spec = copy.deepcopy(env.unwrapped.spec)  # without this package's wrappers, which others could not make
         env.close()
+        if spec is not None:  # what is inside the wrapper that ends episodes does not know their limit
+            spec.max_episode_steps = task_for(env_id).max_episode_steps
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it asks for authors and addresses
@@ -227,11 +505,11 @@ def write_minari(dataset_id: str, data: Transitions, env_id: str | None, algorit
                 **spaces,
             )
     except (ValueError, OSError, KeyError) as error:
+        shutil.rmtree(folder, ignore_errors=True)  # half a dataset would take its name
         raise DatasetError(
-            f"dataset: minari:{dataset_id} cannot be written ({error}); expected a name that is not taken yet, in a "
-            "folder that may be written"
+            f"dataset: minari:{dataset_id} cannot be written ({error}); expected a folder that may be written"
         ) from error
-    return Path(library.load_dataset(dataset_id).storage.data_path)
+    return folder / "data"
 
 
-__all__ = ["MINARI", "environment_spec", "load_minari", "open_minari", "write_minari"]
+__all__ = ["MINARI", "environment_spec", "load_minari", "recorded_name", "write_minari"]

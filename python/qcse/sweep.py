@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from . import trust
 from .envs import task_for
 from .errors import ConfigError, QcseError
 from .files import own
@@ -230,6 +231,7 @@ def _definition(args: SweepArgs, extra: Sequence[str]) -> dict[str, Any]:
         count = f"got {len(args.datasets)} for {len(args.envs)} environments"
         raise ConfigError(f"datasets: {count}; expected one for each, or none")
     tasks = [{"name": find_task(task).name, "options": ["--task", task]} for task in args.tasks]
+    trust.from_command_line(trust.SWITCH in extra)
     for i, env in enumerate(args.envs):
         task_for(env)  # a wrong name is better told now than by the run that it is for
         data = [] if not args.datasets else ["--dataset", _place(Path(args.datasets[i]))]

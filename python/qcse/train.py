@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from qcse_ext import critic
 
-from . import checkpoint
+from . import checkpoint, trust
 from .agents import AGENTS
 from .agents.sac import SAC
 from .buffer import NO_RETURN, ReplayBuffer
@@ -273,6 +273,7 @@ class Trainer:
             seeds = config.seeds if folder == self.out else 1
             if resumed is None:
                 write_json(folder / "config.json", to_dict(dataclasses.replace(config, seed=seed, seeds=seeds)))
+                trust.mark_run(folder, config.env)
             append_machine_facts(folder / "machine.json", facts)
         # Without a checkpoint the run starts anew; what it had logged before it was stopped is cut.
         log_rows = resumed["log_rows"] if resumed else [{"train_rows": 0, "eval_rows": 0}] * len(self.seeds)
@@ -705,6 +706,7 @@ def load_policy(out: Path, device: str = "auto", threads: int | None = None) -> 
     own, group = stored_config(out), group_of(out)
     folder = out if group is None else group
     config = dataclasses.replace(stored_config(folder), device=device, threads=threads)
+    trust.check_run(folder, config.env)
     state = checkpoint.load_run(folder, buffer=False)
     if state is None:
         raise CheckpointError(f"checkpoint: {folder} has none yet; train on with `qcse train --resume {folder}`")

@@ -192,7 +192,7 @@ def test_damage_inside_the_file_is_an_error_with_the_name(tmp_path: Path) -> Non
 def test_no_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no file at .*absent\.hdf5.*qcse collect"):
         load_d4rl(tmp_path / "absent.hdf5")
-    with pytest.raises(DatasetError, match="is not a file"):
+    with pytest.raises(DatasetError, match="is a folder, not a file"):
         load_d4rl(tmp_path)
 
 

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from conftest import QUICK, needs_robotics
 
+from qcse import trust
 from qcse.datasets import DatasetError, Transitions, load_dataset
 from qcse.envs import EnvError, check_compatible, make_env, task_for
-from qcse.minari_data import load_minari, write_minari
+from qcse.errors import TrustError
+from qcse.minari_data import environment_spec, load_minari, write_minari
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
 minari = pytest.importorskip("minari", reason="needs Minari: pip install 'qcse[minari]'")
@@ -179,3 +181,141 @@ def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
         write_minari("some/thing-v0", data, None)
     with pytest.raises(DatasetError, match="minari:no version is not a name of Minari's"):
         write_minari("no version", data, None)
+
+
+def few_rows() -> Transitions:
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(7, 11)).astype(np.float32)
+    return Transitions(
+        observations=states[:-1],
+        actions=rng.uniform(-1, 1, (6, 3)).astype(np.float32),
+        rewards=rng.normal(size=6).astype(np.float32),
+        next_observations=states[1:],
+        bootstrap=np.ones(6, np.float32),
+        episode_end=np.arange(6) % 3 == 2,
+        metadata={},
+    )
+
+
+def edit_metadata(folder: Path, **changes: Any) -> None:
+    """Change the stored environment, or, where the name begins with a capital, the metadata themselves."""
+    path = folder / "metadata.json"
+    metadata = json.loads(path.read_text())
+    spec = json.loads(metadata["env_spec"])
+    for key, value in changes.items():
+        (metadata if key[0].isupper() else spec)[key.lower()] = value
+    path.write_text(json.dumps(metadata | ({} if "Env_spec" in changes else {"env_spec": json.dumps(spec)})))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": "Fine-v0", "entry_point": "os:system", "kwargs": {"command": "touch executed"}},
+        {"entry_point": "os:system", "kwargs": {"command": "touch executed"}},
+        {"entry_point": None},
+        {"id": "os:Fine-v0"},
+        {"additional_wrappers": [{"name": "A", "entry_point": "os:system", "kwargs": {"command": "touch executed"}}]},
+        {"additional_wrappers": [{"name": "A", "entry_point": "os:system", "kwargs": None}]},
+        {"kwargs": {"xml_file": "/etc/passwd"}},
+        {"kwargs": {"xml_file": "other.xml"}},
+        {"kwargs": {"reset_noise_scale": {"a": ["os:system"]}}},
+        {"kwargs": ["os:system"]},
+    ],
+)
+def test_what_a_dataset_names_is_not_executed(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_metadata(write_minari("some/set-v0", few_rows(), "Hopper-v5"), **changes)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrustError, match=r"minari:some/set-v0 .*entry point .*--env.*--trust-env-spec"):
+        make_env("minari:some/set-v0")
+    assert len(load_minari("some/set-v0")) == 6  # the data themselves can be read
+    assert not (tmp_path / "executed").exists()
+
+
+def test_what_was_looked_at_may_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = "gymnasium.envs.mujoco.hopper_v5:HopperEnv"
+    edit_metadata(write_minari("some/set-v0", few_rows(), "Hopper-v5"), id="Mine-v0", entry_point=entry)
+    with pytest.raises(TrustError, match="registers no environment of that name"):
+        make_env("minari:some/set-v0")
+    monkeypatch.setattr(trust, "_all", True)
+    assert make_env("minari:some/set-v0").spec.id == "Mine-v0"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"Env_spec": "{"},
+        {"Env_spec": "[]"},
+        {"Env_spec": 7},
+        {"id": 7},
+        {"max_episode_steps": -1},
+        {"max_episode_steps": "ten"},
+        {"max_episode_steps": 1e300},
+    ],
+)
+def test_an_environment_that_cannot_be_read_is_named(changes: dict[str, Any]) -> None:
+    edit_metadata(write_minari("some/set-v0", few_rows(), "Hopper-v5"), **changes)
+    with pytest.raises(DatasetError, match=r"minari:some/set-v0 .*give --env"):
+        make_env("minari:some/set-v0")
+
+
+def test_a_converted_set_keeps_its_environments_limit() -> None:
+    folder = write_minari("hopper/mine-v0", few_rows(), "Hopper-v5")
+    assert minari.load_dataset("hopper/mine-v0").env_spec.max_episode_steps == 1000
+    edit_metadata(folder, max_episode_steps=None)  # as this package stored it once
+    assert task_for("minari:hopper/mine-v0").max_episode_steps == 1000
+    edit_metadata(folder, max_episode_steps=77, kwargs={"reset_noise_scale": 0.25, "render_mode": "human"})
+    spec = environment_spec("hopper/mine-v0")
+    assert spec.max_episode_steps == 77 and spec.kwargs == {"reset_noise_scale": 0.25}
+    assert gymnasium.spec("Hopper-v5").kwargs == {}  # the registered one is as it was
+
+
+@pytest.mark.parametrize("shape", [(), (2, 2), (3,)])
+def test_dicts_of_any_shapes_become_vectors(shape: tuple[int, ...]) -> None:
+    from minari.data_collector.episode_buffer import EpisodeBuffer
+
+    rng, box = np.random.default_rng(0), gymnasium.spaces.Box
+    observations = {"b": rng.normal(size=(21, *shape)), "a": rng.normal(size=(21, 2))}
+    episode = EpisodeBuffer(
+        id=0, observations=observations, actions=np.zeros((20, 2), np.float32), rewards=np.zeros(20),
+        terminations=np.zeros(20, bool), truncations=np.arange(20) == 19,
+    )  # fmt: skip
+    minari.create_dataset_from_buffers(
+        "dict-v0", [episode], action_space=box(-1, 1, (2,)),
+        observation_space=gymnasium.spaces.Dict(b=box(-1, 1, shape), a=box(-1, 1, (2,))),
+    )  # fmt: skip
+    expected = np.concatenate([observations["a"], observations["b"].reshape(21, -1)], axis=1).astype(np.float32)
+    np.testing.assert_array_equal(load_minari("dict-v0").observations, expected[:-1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"Data_format": "parquet"}, "stored as 'parquet'"),
+        ({"Total_steps": 10**15}, "says 1000000000000000 steps, its episodes hold 6"),
+        ({"Total_steps": "6"}, "total_steps: '6'"),
+        ({"Total_episodes": 10**15}, "says 1000000000000000 episodes"),
+        ({"Observation_space": '{"type": "Box", "shape": [99999999999], "low": 0, "high": 1}'}, "observes 11 numbers"),
+        ({"Observation_space": '{"type": "Box", "shape": "x"}'}, "observes .* expected a vector"),
+        ({"Observation_space": "[" * 100_000}, "no observation_space that can be read"),
+        ({"Action_space": '{"type": "Box", "shape": [3], "low": "x", "high": 1}'}, "finite bounds"),
+        ({"Action_space": '{"type": "Text"}'}, "finite bounds"),
+    ],
+)
+def test_metadata_that_do_not_fit_are_named(changes: dict[str, Any], expected: str) -> None:
+    edit_metadata(write_minari("some/set-v0", few_rows(), "Hopper-v5"), **changes)
+    with pytest.raises(DatasetError, match=rf"minari:some/set-v0 .*{expected}|some/set-v0: .*{expected}"):
+        load_minari("some/set-v0")
+
+
+def test_files_outside_a_datasets_folder_are_not_read(tmp_path: Path) -> None:
+    folder = write_minari("some/set-v0", few_rows(), "Hopper-v5")
+    for name in ("main_data.hdf5", "metadata.json"):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+        with pytest.raises(DatasetError, match=rf"{name} leads out of its folder"):
+            load_minari("some/set-v0")
+        (folder / name).unlink()
+        (tmp_path / name).rename(folder / name)
+    assert len(load_minari("some/set-v0")) == 6
