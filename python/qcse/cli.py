@@ -128,6 +128,10 @@ class CollectArgs:
     """Seed of every random stream."""
     threads: int | None = None
     """torch's CPU threads. None: one per core."""
+    resume: Path | None = None
+    """Go on with the unfinished recording in this folder, with its stored options."""
+    finish: bool = False
+    """With --resume: make datasets of what there is, record nothing more."""
     trust_env_spec: TrustEnvSpec = False
 
 
@@ -444,17 +448,29 @@ def _report(argv: list[str]) -> int:
 
 
 def _collect(argv: list[str]) -> int:
-    from .collect_maze import is_maze, main
+    from .collect_maze import MazeCollectArgs, collect_maze, is_maze
+    from .recording import stored_env, stored_options, unfinished
+    from .train import RunInterrupted
 
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--env", default="")
-    if is_maze(peek.parse_known_args(argv)[0].env):
-        return main(argv)
-    args = parse(CollectArgs, "collect", argv)
-    trust.from_command_line(args.trust_env_spec, args.env)
-    from .collect import collect
+    peek.add_argument("--resume", type=Path)
+    known = peek.parse_known_args(argv)[0]
+    folder = None if known.resume is None else unfinished(known.resume)
+    env = known.env if folder is None else stored_env(folder)
+    kind = MazeCollectArgs if is_maze(env) else CollectArgs
+    args = parse(kind, "collect", argv, None if folder is None else stored_options(folder, kind))
+    trust.from_command_line(args.trust_env_spec, known.env or None)
+    try:
+        if isinstance(args, MazeCollectArgs):
+            written = [collect_maze(args)]
+        else:
+            from .collect import collect
 
-    for path in collect(args):
+            written = collect(args)
+    except RunInterrupted:
+        return 130
+    for path in written:
         print(f"wrote {path}")
     return 0
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import tempfile
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,62 +10,20 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from . import __version__
-from .config import NetworkConfig, preset
+from . import __version__, checkpoint
+from .config import NetworkConfig, TrainConfig, preset
 from .datasets import write_d4rl
 from .envs import make_env, task_for
 from .errors import ConfigError
-from .train import RunInterrupted, Trainer, check_folder
+from .recording import Recording, recording, stored_arrays, stored_rows
+from .signals import stoppable
+from .sweep import rows as rows_of
+from .train import RunInterrupted, Trainer
 
 if TYPE_CHECKING:
     from .cli import CollectArgs
 
-COLUMNS = ("observations", "next_observations", "actions", "rewards", "terminals", "timeouts", "qpos", "qvel")
-
-
-class Recording(gym.Wrapper):
-    """Keeps every transition that passes; qpos and qvel are those before the step, where the simulator has them."""
-
-    def __init__(self, env: gym.Env) -> None:
-        super().__init__(env)
-        self.rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        self._observation, info = self.env.reset(**kwargs)
-        return self._observation, info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        data = getattr(self.env.unwrapped, "data", None)
-        before = {} if data is None else {"qpos": data.qpos.copy(), "qvel": data.qvel.copy()}
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        row = {
-            "observations": self._observation,
-            "next_observations": observation,
-            "actions": np.array(action),
-            "rewards": reward,
-            "terminals": terminated,
-            "timeouts": truncated and not terminated,  # D4RL's meaning: cut at the limit, not ended by the task
-            **before,
-        }
-        for name, value in row.items():
-            self.rows[name].append(value)
-        self._observation = observation
-        return observation, reward, terminated, truncated, info
-
-    def arrays(self, last: int | None = None) -> dict[str, np.ndarray]:
-        """The columns in D4RL's layout; with `last`, the last so many rows from the start of an episode on."""
-        ends = np.array(self.rows["terminals"], bool) | np.array(self.rows["timeouts"], bool)
-        first = 0
-        if last is not None and last < len(ends):
-            starts = np.flatnonzero(ends[:-1]) + 1
-            first = int(next((s for s in starts if s >= len(ends) - last), len(ends) - last))
-        arrays = {}
-        for name, values in self.rows.items():
-            if values:
-                dtype = bool if name in ("terminals", "timeouts") else np.float32
-                key = f"infos/{name}" if name in ("qpos", "qvel") else name
-                arrays[key] = np.asarray(values[first:], dtype)
-        return arrays
+FLUSH_ROWS = 10_000  # of the rollouts, at once on the disk
 
 
 def collect(args: CollectArgs) -> list[Path]:
@@ -86,45 +43,93 @@ def collect(args: CollectArgs) -> list[Path]:
     config.learning_starts = config.random_steps = args.learning_starts
     config.net = NetworkConfig(args.hidden, args.hidden)
     name = args.name or task_for(args.env).family
-    recordings: list[Recording] = []
+    replay, policy = args.out / f"{name}-replay.hdf5", args.out / f"{name}-policy.hdf5"
+    targets = [replay] if args.policy_rows == 0 else [replay, policy]
+    with recording(args, name, targets) as folder:
+        made: list[Recording] = []
+        if not args.finish:
+            trainer = _train(config, folder, made, args)
+        rows = stored_rows(folder / "replay")
+        if rows == 0:
+            raise ConfigError(f"finish: nothing is recorded in {folder} yet")
+        metadata = {
+            "env_id": args.env,
+            "algorithm": f"qcse {__version__} SAC",
+            "action_units": "unit",
+            "steps": rows,
+            "seed": args.seed,
+            "final_return": _last_return(folder / "run"),
+        }
+        written = _write(replay, folder / "replay", args.replay_rows, metadata)
+        if not args.finish and args.policy_rows > 0:
+            _roll_out(trainer, folder / "policy", args)
+        rollouts = metadata | {"algorithm": f"qcse {__version__} SAC rollouts"}
+        return [*written, *_write(policy, folder / "policy", None, rollouts)]
+
+
+def _train(config: TrainConfig, folder: Path, made: list[Recording], args: CollectArgs) -> Trainer:
+    """SAC's run, begun or gone on with; its transitions lie in the folder whatever ends it."""
+    state = checkpoint.load_run(folder / "run")
+    # Resumed, the episode in progress is lived through again, and recorded anew with it.
+    kept = 0
+    if state is not None:
+        (lived,) = state["environments"]
+        kept = state["buffer"]["added"] - len(lived.get("actions", ()))
 
     def record(env: gym.Env) -> gym.Env:
-        recordings.append(Recording(env))
-        return recordings[-1]
+        made.append(Recording(env, folder / "replay"))
+        made[0].keep(kept)
+        return made[0]
 
-    check_folder(args.out)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="sac-", dir=args.out) as folder:
-        trainer = Trainer(config, Path(folder), wrap_env=record, stop_at_return=args.stop_return)
+    trainer = Trainer(
+        config,
+        folder / "run",
+        state,
+        wrap_env=record,
+        stop_at_return=args.stop_return,
+        before_save=lambda: made[0].flush(),
+    )
+    try:
+        trainer.run()
+    finally:
+        made[0].flush()
+    return trainer
+
+
+def _last_return(run: Path) -> float:
+    """Mean return of the last evaluation, NaN where there was none."""
+    evaluations = rows_of(run / "eval.csv")
+    return float(evaluations[-1]["return_mean"]) if evaluations else float("nan")
+
+
+def _write(path: Path, folder: Path, last: int | None, metadata: dict[str, Any]) -> list[Path]:
+    """The dataset of a folder's rows, if it holds any."""
+    if stored_rows(folder) == 0:
+        return []
+    if not path.exists():  # a recording that was stopped behind this goes on behind it
+        write_d4rl(path, stored_arrays(folder, last), metadata)
+    return [path]
+
+
+def _roll_out(trainer: Trainer, folder: Path, args: CollectArgs) -> None:
+    """Record `args.policy_rows` transitions of the stochastic policy; what an earlier try had is recorded anew, to the
+    same bits."""
+    env = Recording(make_env(args.env), folder)
+    env.keep(0)
+    with stoppable() as stopped:
         try:
-            trainer.run()
-        except RunInterrupted as stop:  # what was recorded so far is written all the same
-            print(f"{stop}; writing what was recorded", file=sys.stderr)
-    metadata = {
-        "env_id": args.env,
-        "algorithm": f"qcse {__version__} SAC",
-        "steps": trainer.step,
-        "seed": args.seed,
-        "final_return": trainer.last_return_mean,
-    }
-    replay = args.out / f"{name}-replay.hdf5"
-    write_d4rl(replay, recordings[0].arrays(args.replay_rows), metadata)
-    if args.policy_rows == 0:
-        return [replay]
-    policy = args.out / f"{name}-policy.hdf5"
-    write_d4rl(policy, _rollouts(trainer, args), metadata | {"algorithm": f"qcse {__version__} SAC rollouts"})
-    return [replay, policy]
-
-
-def _rollouts(trainer: Trainer, args: CollectArgs) -> dict[str, np.ndarray]:
-    """Transitions of the stochastic policy, `args.policy_rows` of them."""
-    env = Recording(make_env(args.env))
-    observation, _ = env.reset(seed=args.seed + 1)
-    for _ in range(args.policy_rows):
-        states = torch.from_numpy(np.asarray(observation, np.float32)).to(trainer.device).view(1, 1, -1)
-        noise = trainer.streams.normal("exploration", (1, trainer.action_dim))
-        action = trainer.agent.act(states, noise)[0, 0].cpu().numpy()
-        observation, _, terminated, truncated, _ = env.step(action)
-        if terminated or truncated:
-            observation, _ = env.reset()
-    return env.arrays()
+            episode = itertools.count(args.seed + 1)
+            observation, _ = env.reset(seed=next(episode))
+            while len(env) < args.policy_rows:
+                states = torch.from_numpy(np.asarray(observation, np.float32)).to(trainer.device).view(1, 1, -1)
+                noise = trainer.streams.normal("exploration", (1, trainer.action_dim))
+                action = trainer.agent.act(states, noise)[0, 0].cpu().numpy()
+                observation, _, terminated, truncated, _ = env.step(action)
+                if terminated or truncated:
+                    observation, _ = env.reset(seed=next(episode))
+                if len(env.rows) >= FLUSH_ROWS:
+                    env.flush()
+                if stopped():
+                    raise RunInterrupted(len(env))
+        finally:
+            env.flush()

@@ -6,6 +6,8 @@ reward and end are those of the task's own goal, which most journeys pass by or 
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +19,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from . import __version__, trust
-from .cli import parse
-from .collect import Recording
-from .d4rl_envs import AntMazeEnv, MazeEnv, PointMazeEnv, ant_to_goal, free_cells, shortest_paths
+from .d4rl_envs import MazeEnv, ant_to_goal, free_cells, shortest_paths
 from .datasets import bar_hidden, write_d4rl
 from .envs import make_env
 from .errors import ConfigError
-from .train import check_folder, load_policy
+from .recording import Recording, last_state, recording, stored_arrays, stored_rows
+from .signals import stoppable
+from .train import RunInterrupted, load_policy
 
 REACHED = 0.5  # distance at which a waypoint counts as passed, and a journey as over
 POSITION_GAIN, VELOCITY_GAIN = 10.0, -1.0  # of the force on the ball, D4RL's
+FLUSH_ROWS, FLUSH_SECONDS = 10_000, 15.0  # at the next episode's beginning what was recorded goes to the disk
 GOAL_WAY = 10.0  # length of the way to a goal as D4RL's walking policy is told it
 
 # position and velocity or whole observation [D], waypoint [2] -> action [A]
@@ -59,20 +62,16 @@ class MazeCollectArgs:
     """Where episodes begin: in any free cell (D4RL's multistart), or where the task says."""
     seed: int = 0
     """Seed of environment, goals and noise."""
+    resume: Path | None = None
+    """Go on with the unfinished recording in this folder, with its stored options."""
+    finish: bool = False
+    """With --resume: make a dataset of what there is, record nothing more."""
     trust_env_spec: trust.TrustEnvSpec = False
 
 
 def is_maze(env_id: str) -> bool:
     """Whether `qcse collect` leads a body through this environment instead of training SAC in it."""
     return env_id.startswith(("qcse/pointmaze-", "qcse/maze2d-", "qcse/antmaze-"))
-
-
-def main(argv: list[str]) -> int:
-    """Entry point of `qcse collect` for mazes."""
-    args = parse(MazeCollectArgs, "collect", argv)
-    trust.from_command_line(args.trust_env_spec)
-    print(f"wrote {collect_maze(args)}")
-    return 0
 
 
 class Navigator:
@@ -174,61 +173,82 @@ def collect_maze(args: MazeCollectArgs, progress: bool = True) -> Path:
     ):
         if not low <= value < np.inf:
             raise ConfigError(f"{name}: got {value}, expected {low} or more")
-    check_folder(args.out)
-    env = Recording(make_env(args.env))
-    maze = env.unwrapped
-    assert isinstance(maze, MazeEnv)
-    random = np.random.default_rng(args.seed)
-    drive = _driver(args, maze)
-    env.reset(seed=args.seed)
-    goals: list[NDArray[np.float64]] = []
-    goal = maze.goal if args.goals == "task" else None
-    navigator = Navigator(maze, random, maze.xy_cell(maze.data.qpos[:2]), args.cells, goal)
-    fresh = True
-    for _ in tqdm(range(args.rows), unit="row", desc="collect", disable=bar_hidden(progress), leave=False):
-        if fresh:
-            options = {}
-            if args.starts == "anywhere":
-                cell = navigator.cells[int(random.integers(len(navigator.cells)))]
-                options = {"position": navigator.inside(cell)}
-            env.reset(options=options)
-            navigator.only = maze.goal if args.goals == "task" else None
-            navigator.new_journey()
-        if args.behaviour == "random":
-            action = random.uniform(-1, 1, env.action_space.shape)
-        else:
-            waypoint = navigator.lead(maze.data.qpos[:2])
-            action = np.clip(drive(maze.observation(), waypoint), -1, 1)
-            action = action + args.noise * random.standard_normal(action.shape)
-        goals.append(maze.goal.copy())
-        _, _, terminated, truncated, _ = env.step(np.clip(action, -1, 1).astype(np.float32))
-        fresh = terminated or truncated
-    arrays = env.arrays() | {"infos/goal": np.array(goals, np.float32)}
     name = args.name or args.env.removeprefix("qcse/").rpartition("-v")[0]
-    led = "uniform random actions" if args.behaviour == "random" else "waypoints"
     path = args.out / f"{name}.hdf5"
-    write_d4rl(
-        path,
-        arrays,
-        {
-            "env_id": args.env,
-            "algorithm": f"qcse {__version__} {led}",
-            "noise": args.noise if args.behaviour == "waypoints" else 0.0,
-            "goals": args.goals,
-            "starts": args.starts,
-            "policy": str(args.policy.name) if args.policy else "",
-            "seed": args.seed,
-        },
-    )
+    led = "uniform random actions" if args.behaviour == "random" else "waypoints"
+    metadata = {
+        "env_id": args.env,
+        "algorithm": f"qcse {__version__} {led}",
+        "action_units": "unit",
+        "noise": args.noise if args.behaviour == "waypoints" else 0.0,
+        "goals": args.goals,
+        "starts": args.starts,
+        "policy": str(args.policy.name) if args.policy else "",
+        "seed": args.seed,
+    }
+    drive = None if args.finish else _driver(args)
+    with recording(args, name, [path]) as folder:
+        if drive is not None:
+            _record(args, drive, folder / "rows", progress)
+        if stored_rows(folder / "rows") == 0:
+            raise ConfigError(f"finish: nothing is recorded in {folder} yet")
+        write_d4rl(path, stored_arrays(folder / "rows"), metadata)
     return path
 
 
-def _driver(args: MazeCollectArgs, maze: Any) -> Driver:
-    if isinstance(maze, PointMazeEnv) or args.behaviour == "random":
+def _record(args: MazeCollectArgs, drive: Driver, folder: Path, progress: bool) -> None:
+    """The rows that are missing. At the beginning of an episode all that is to come follows from two generators, so
+    from there a recording that was stopped goes on."""
+    env = Recording(make_env(args.env), folder)
+    maze = env.unwrapped
+    assert isinstance(maze, MazeEnv)
+    random = np.random.default_rng(args.seed)
+    env.reset(seed=args.seed)
+    goal = maze.goal if args.goals == "task" else None
+    navigator = Navigator(maze, random, maze.xy_cell(maze.data.qpos[:2]), args.cells, goal)
+    generators = (random.bit_generator, maze.np_random.bit_generator)
+    kept, state = last_state(folder)
+    env.keep(kept)
+    if state:
+        for generator, stored in zip(generators, json.loads(state), strict=True):
+            generator.state = stored
+    fresh, flushed = True, time.monotonic()
+    bar = tqdm(total=args.rows, initial=kept, unit="row", desc="collect", disable=bar_hidden(progress), leave=False)
+    with stoppable() as stopped, bar:
+        try:
+            while len(env) < args.rows:
+                if fresh:
+                    if len(env.rows) >= FLUSH_ROWS or time.monotonic() - flushed > FLUSH_SECONDS:
+                        env.flush(json.dumps([generator.state for generator in generators]))
+                        flushed = time.monotonic()
+                    options = {}
+                    if args.starts == "anywhere":
+                        cell = navigator.cells[int(random.integers(len(navigator.cells)))]
+                        options = {"position": navigator.inside(cell)}
+                    env.reset(options=options)
+                    navigator.only = maze.goal if args.goals == "task" else None
+                    navigator.new_journey()
+                if args.behaviour == "random":
+                    action = random.uniform(-1, 1, env.action_space.shape)
+                else:
+                    waypoint = navigator.lead(maze.data.qpos[:2])
+                    action = np.clip(drive(maze.observation(), waypoint), -1, 1)
+                    action = action + args.noise * random.standard_normal(action.shape)
+                env.infos["goal"] = maze.goal
+                _, _, terminated, truncated, _ = env.step(np.clip(action, -1, 1).astype(np.float32))
+                fresh = terminated or truncated
+                bar.update(1)
+                if stopped():
+                    raise RunInterrupted(len(env))
+        finally:
+            env.flush()
+
+
+def _driver(args: MazeCollectArgs) -> Driver:
+    if not args.env.startswith("qcse/antmaze-") or args.behaviour == "random":
         if args.policy is not None:
             raise ConfigError(f"policy: got {args.policy}, but {args.behaviour} in {args.env} needs none")
         return push
-    assert isinstance(maze, AntMazeEnv)
     if args.policy is None:
         raise ConfigError(
             f"policy: got none, but waypoints alone do not move the ant of {args.env}; train one that walks to goals "

@@ -446,7 +446,7 @@ def write_d4rl(
         counts = ", ".join(f"{key} {n}" for key, n in lengths.items())
         raise DatasetError(f"dataset to write: arrays of unequal length: {counts}; expected one row per transition")
     try:
-        with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        with atomic_path(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
             for key, column in columns.items():
                 options: dict[str, Any] = {}
                 if compression is not None and column.size:

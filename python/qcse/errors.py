@@ -30,4 +30,8 @@ class InUseError(QcseError):
 
 
 class WriteError(QcseError):
-    """A file that a run needs could not be written; the message says how to go on."""
+    """A file could not be written: the reason, which names it, and how to go on."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}; {advice}")
+        self.reason = reason

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 WITH_PARENT = "QCSE_ENDS_WITH_PARENT"  # set where standard input is a pipe from the process that started this one
 
@@ -27,3 +29,24 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True, name="end with parent").start()
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Whether this process was asked to end: the first signal is told by the function that the block gets, to be asked
+    where everything can be saved; a second one raises KeyboardInterrupt at once."""
+    asked: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # elsewhere signals are the caller's
+        before = {number: signal.signal(number, stop) for number in stop_signals()}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

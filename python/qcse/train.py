@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import random
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +38,7 @@ from .errors import CheckpointError, ConfigError, NonFiniteLossError, WriteError
 from .files import own
 from .log import RunLog, append_machine_facts, describe_changes, machine_facts, moves_bits, write_json
 from .reward import IntrinsicReward
-from .signals import stop_signals
+from .signals import stoppable
 from .step import WARM_UP, CudaGraph, UpdateStep, capturable
 from .streams import Streams
 
@@ -107,6 +106,7 @@ class Trainer:
         stop_at_return: end the run after an evaluation with at least this mean return.
         quiet: no progress bar and no lines.
         learns: False builds what evaluation needs only: neither dataset nor buffers.
+        before_save: called before each checkpoint is written.
         rehearses: the run whose options are tried here, on its dataset (see `_rehearse`).
     """
 
@@ -119,13 +119,14 @@ class Trainer:
         stop_at_return: float | None = None,
         quiet: bool = False,
         learns: bool = True,
+        before_save: Callable[[], None] = lambda: None,
         rehearses: Trainer | None = None,
     ) -> None:
         self.task = task_for(config.env)
         validate(config)
         keep_freed_memory()
         self.config, self.out, self.quiet = config, out, quiet
-        self.stop_at_return = stop_at_return
+        self.stop_at_return, self.before_save = stop_at_return, before_save
         self.device = resolve_device(config.device)
         use_precision(config.precision, self.device)
         if config.threads is not None:
@@ -181,7 +182,7 @@ class Trainer:
         self.last_length = [float("nan")] * len(self.seeds)
         self.evaluator: Evaluator | None = None
         self.last_score = self.last_return_mean = float("nan")  # of the latest evaluation, over all seeds
-        self._interrupted = False
+        self._stopped: Callable[[], bool] = lambda: False
         self.facts = machine_facts() | {"device": str(self.device)} if learns and rehearses is None else {}
         self.started = time.monotonic()
         self.checkpoints = checkpoint.Checkpoints(out)
@@ -257,8 +258,8 @@ class Trainer:
                 self._train()
             except OSError as error:
                 raise WriteError(
-                    f"{error.filename or self.out}: {error.strerror or error}; make room or mend it, then go on from "
-                    f"the last checkpoint with `qcse train --resume {self.out}`"
+                    f"{error.filename or self.out}: {error.strerror or error}",
+                    f"make room or mend it, then go on from the last checkpoint with `qcse train --resume {self.out}`",
                 ) from error
 
     def _train(self) -> None:
@@ -282,7 +283,7 @@ class Trainer:
             self.checkpoints.resume(resumed)
         self.started = self.saved_at = time.monotonic()
         self.speed_mark = (time.monotonic(), self.step)
-        with self._interruptible(), self._progress() as bar:
+        with stoppable() as self._stopped, self._progress() as bar:
             if self.step == 0:  # a resumed run, too, may not have got beyond its first evaluation
                 if config.offline_steps == 0 and not self.reward.online:
                     self.reward.start_online()
@@ -366,9 +367,9 @@ class Trainer:
         self._save_if_due(bar)
 
     def _save_if_due(self, bar: tqdm) -> None:
-        if self._interrupted or time.monotonic() - self.saved_at >= self.config.checkpoint_seconds:
+        if self._stopped() or time.monotonic() - self.saved_at >= self.config.checkpoint_seconds:
             self._save()
-        if self._interrupted and not self.finished:
+        if self._stopped() and not self.finished:
             bar.close()
             raise RunInterrupted(self.step)
 
@@ -555,29 +556,10 @@ class Trainer:
         with tqdm(total=self.total_steps, initial=self.step, unit="step", disable=hide, desc=self.out.name) as bar:
             yield bar
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C, SIGTERM or hang-up ends the run at the next step boundary, a second one at once."""
-
-        def stop(number: int, frame: object) -> None:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
-
-        try:
-            before = {number: signal.signal(number, stop) for number in stop_signals()}
-        except ValueError:  # not the main thread: signals are the caller's
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     # State.
 
     def _save(self) -> None:
+        self.before_save()
         self._check_finite(self.update_step.means())
         self.saved_at = time.monotonic()
         # Monte-Carlo returns of the running episodes are still to be filled in.

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from qcse.cli import main
-from qcse.collect import Recording
 from qcse.d4rl_envs import register_robotics
 from qcse.datasets import write_d4rl
 from qcse.envs import make_env
+from qcse.recording import Recording
 
 # Networks and batches that make a step take about a millisecond; nothing that changes what is tested.
 QUICK = [
