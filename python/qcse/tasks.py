@@ -17,7 +17,14 @@ from pathlib import Path
 from .datasets import REFERENCE_SCORES, task_family
 from .errors import QcseError
 
-ARCHIVE = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
+ARCHIVE = "https://rail.eecs.berkeley.edu/datasets/offline_rl/"
+
+
+# SHA-256 of files by name. D4RL published none: `download` notes what a file was at its first use.
+DIGESTS: dict[str, str] = {
+    "hopper-replay.hdf5": "828c601e102b8a5fbec9b21bdf398eb31f7b919fbc0bfceab4c3693e99a20685",
+    "pointmaze-umaze.hdf5": "2f1f0ea6e3867c18e060fafa84007a3b4b2326ea22c34cecd9c566419ee87d40",
+}
 
 
 class TaskError(QcseError):

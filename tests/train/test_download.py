@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
+import re
+import shutil
 import threading
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,9 +23,10 @@ from conftest import QUICK
 from qcse import download as module
 from qcse.datasets import DatasetError, check_structure, load_d4rl, write_d4rl
 from qcse.download import DownloadError, address, download, task_file
-from qcse.tasks import find_task
+from qcse.tasks import TASKS, find_task
 
 TASK = find_task("maze2d-umaze-v1")
+WHOLE = ["data.hdf5", "data.hdf5.digest.json"]
 
 
 class Server(ThreadingHTTPServer):
@@ -34,6 +41,8 @@ class Server(ThreadingHTTPServer):
         self.always_break: int | None = None
         self.ranges, self.declare, self.type = True, True, "application/x-hdf5"
         self.seen: list[str | None] = []
+        self.redirect: str | None = None
+        self.shift = 0  # by how many bytes the part that is sent differs from the one that was asked for
         self.url = f"http://127.0.0.1:{self.server_port}/data.hdf5"
 
 
@@ -49,12 +58,18 @@ class Handler(BaseHTTPRequestHandler):
         if "missing" in self.path:
             self.send_error(404)
             return
+        if server.redirect and self.path == "/data.hdf5":
+            self.send_response(302)
+            self.send_header("Location", server.redirect)
+            self.end_headers()
+            return
         start = 0
         if asked and server.ranges and self.headers.get("If-Range") == server.etag:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             if start >= len(server.content):
                 self.send_error(416)
                 return
+            start += server.shift
         rest = server.content[start:]
         self.send_response(206 if start else 200)
         if start:
@@ -103,7 +118,7 @@ def left(folder: Path) -> list[str]:
 
 def test_a_file_is_fetched_checked_and_alone(server: Server, tmp_path: Path) -> None:
     path = fetch(server, tmp_path / "cache")
-    assert path.read_bytes() == server.content and left(tmp_path / "cache") == ["data.hdf5"]
+    assert path.read_bytes() == server.content and left(tmp_path / "cache") == WHOLE
     assert check_structure(path, 4, 2) == 3000 and server.seen == [None]
 
 
@@ -123,7 +138,7 @@ def test_the_next_run_resumes_what_the_last_one_kept(server: Server, tmp_path: P
     assert "data.hdf5" not in left(folder) and "data.hdf5.partial" in left(folder)
     server.always_break, server.seen = None, []
     assert fetch(server, folder).read_bytes() == server.content
-    assert server.seen == ["bytes=40000-"] and left(folder) == ["data.hdf5"]
+    assert server.seen == ["bytes=40000-"] and left(folder) == WHOLE
 
 
 @pytest.mark.parametrize("change", ["another version", "no ranges", "another address"])
@@ -206,7 +221,7 @@ def test_several_processes_want_the_same_file(server: Server, tmp_path: Path) ->
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(lambda _: fetch(server, tmp_path / "cache"), range(4)))
     assert {path.read_bytes() for path in paths} == {server.content}
-    assert left(tmp_path / "cache") == ["data.hdf5"] and len(server.seen) == 1
+    assert left(tmp_path / "cache") == WHOLE and len(server.seen) == 1
 
 
 def test_a_task_is_found_downloaded_or_named(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,3 +259,122 @@ def test_train_by_task_name(server: Server, tmp_path: Path, qcse_here, monkeypat
     lost = qcse_here("train", "--task", "maze2d-umaze-v1", "--out", "three", *steps)
     assert lost[0] == 1 and "put it at" in lost[1]
     assert not (tmp_path / "three").exists()
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://localhost/x", "data:text/plain,x", "gopher://x/"])
+def test_redirects_lead_to_http_only(target: str, server: Server, tmp_path: Path) -> None:
+    server.redirect = target
+    with pytest.raises(DownloadError, match=r"sends us on to .*not followed|is not allowed"):
+        fetch(server, tmp_path / "cache")
+    assert left(tmp_path / "cache") == []
+
+
+def test_redirects_lead_from_http_to_http_but_not_down_from_https(server: Server, tmp_path: Path) -> None:
+    server.redirect = server.url.replace("data", "moved")
+    assert fetch(server, tmp_path / "cache").read_bytes() == server.content
+    handler = module._Redirects()
+    request = urllib.request.Request("https://somewhere/x")
+    with pytest.raises(DownloadError, match=r"'http://somewhere/x', which is not followed; expected an https address"):
+        handler.redirect_request(request, None, 302, "", Message(), "http://somewhere/x")
+    assert handler.redirect_request(request, None, 302, "", Message(), "https://other/x").full_url == "https://other/x"
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://localhost/data.hdf5", "data:text/plain,x", "HDF5:x", ""])
+def test_other_addresses_than_http_are_refused(url: str, server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"unknown url type .*expected https or http"):
+        fetch(server, tmp_path / "cache", url or "/etc/passwd")
+    assert left(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("shift", [-1000, 1000])
+def test_another_part_than_was_asked_for_is_not_joined(shift: int, server: Server, tmp_path: Path) -> None:
+    server.breaks, server.shift = [40_000], shift
+    assert fetch(server, tmp_path / "cache").read_bytes() == server.content
+    assert server.seen == [None, "bytes=40000-", None]
+
+
+@pytest.mark.parametrize("declare", [True, False])
+def test_a_file_larger_than_any_of_d4rls_is_refused(
+    declare: bool, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LARGEST", 50_000)
+    monkeypatch.setattr(module, "BLOCK", 4096)
+    server.declare = declare
+    with pytest.raises(DownloadError, match=r"bytes or more; expected up to 50,000"):
+        fetch(server, tmp_path / "cache")
+    kept = tmp_path / "cache" / "data.hdf5.partial"
+    assert not kept.exists() or kept.stat().st_size <= 54_096
+
+
+def test_a_disk_without_room_is_said_before(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type(shutil.disk_usage("/"))(100, 90, 10)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(
+        DownloadError, match=r"has room for 10; make room, or name another folder with D4RL_DATASET_DIR"
+    ):
+        fetch(server, tmp_path / "cache")
+    assert left(tmp_path / "cache") == []
+
+
+def test_the_archive_is_asked_by_https_first(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert TASK.url.startswith("https://")
+    monkeypatch.setattr(module, "ARCHIVE", server.url.replace("http:", "https:").replace("data.hdf5", ""))
+    url = server.url.replace("http:", "https:")
+    server.breaks, server.always_break = [30_000], 0
+    with pytest.raises(DownloadError, match="30,000 bytes are kept"):
+        fetch(server, tmp_path / "cache", url)
+    assert capsys.readouterr().err.count("the archive has no https") == 1
+    server.always_break, server.seen = None, []
+    assert fetch(server, tmp_path / "cache", url).read_bytes() == server.content
+    assert server.seen == ["bytes=30000-"]  # what came the same way before is of use
+    # Somebody else's https address is not tried without.
+    monkeypatch.setattr(module, "ARCHIVE", "https://elsewhere/")
+    with pytest.raises(DownloadError, match=r"SSL|WRONG_VERSION|wrong version"):
+        fetch(server, tmp_path / "other", url)
+    assert left(tmp_path / "other") == []
+
+
+def test_a_file_that_changed_since_its_first_use_is_refused(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "cache"))
+    path, beside = TASK.path, TASK.path.with_name(TASK.path.name + ".digest.json")
+    path.parent.mkdir()
+    path.write_bytes(server.content)  # put there by hand
+    assert task_file(TASK) == path
+    assert json.loads(beside.read_text())["sha256"] == hashlib.sha256(server.content).hexdigest()
+    os.utime(path, ns=(0, 0))  # touched, and still the same
+    assert task_file(TASK) == path
+    hashed = []
+    monkeypatch.setattr(module, "_sha256", lambda path: hashed.append(path))
+    assert task_file(TASK) == path and hashed == []  # looked at once
+    monkeypatch.undo()
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "cache"))
+    content = bytearray(server.content)
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"is not the file that it was: .*delete .*digest\.json if you changed it"):
+        task_file(TASK)
+    beside.unlink()
+    assert task_file(TASK) == path
+    beside.write_text("{")
+    assert task_file(TASK) == path and "sha256" in json.loads(beside.read_text())
+
+
+def test_known_digests_hold(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.DIGESTS, TASK.file, "0" * 64)
+    with pytest.raises(DownloadError, match=r"what came from .* is not maze2d-umaze-v1 \(its SHA-256 is not 0000"):
+        fetch(server, tmp_path / "cache")
+    assert left(tmp_path / "cache") == []
+    embedded = find_task("pointmaze-umaze")
+    assert task_file(embedded) == embedded.path
+    assert {task.file for task in TASKS.values() if not task.url} <= set(module.DIGESTS)
+    monkeypatch.setitem(module.DIGESTS, embedded.file, "0" * 64)
+    with pytest.raises(DatasetError, match=r"is not the file that it was.*reinstall"):
+        task_file(embedded)
+
+
+def test_no_file_lies_outside_the_cache_folder() -> None:
+    assert all(re.fullmatch(r"[\w-]+\.hdf5", task.file) for task in TASKS.values())
