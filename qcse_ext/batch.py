@@ -28,7 +28,9 @@ def batch_entropy(
     As :func:`qcse_ext.entropy` of ``(states - mean) / spread / divisor`` and of the values scaled likewise, where
     ``mean`` and ``spread = sqrt(variance)`` (1 where it is at most 1e-6) are moments that run over the batches:
     this batch moves them first, by ``1 / min(batches, horizon)`` of the way to its own. Rows of equal index are one
-    transition: it is one candidate, and never its own neighbour.
+    transition: it is one candidate, and never its own neighbour. A row that is not finite is left out everywhere, and
+    it alone; so that the moments stay finite, none is moved by a row with a number beyond 1e18 (float64: 1e140), and
+    a batch without a row that moves them changes nothing.
 
     Args:
         states: ``[S, N, D]``, float32 or float64, on the CPU; S seeds, N transitions.
