@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qcse_ext.ops import without_autograd  # loads the compiled module
+from qcse_ext.ops import refuse_forward_mode, register_fake, without_autograd  # loads the compiled module
 
 __all__ = ["batch_entropy"]
 
@@ -58,6 +58,7 @@ def batch_entropy(
     Source:
         arXiv 2310.19805 (QCSE).
     """
+    refuse_forward_mode("batch_entropy", states, values)
     entropy, covered, statistics = torch.ops.qcse.batch_entropy(
         states, values, index, eligible, mean, variance, batches, k, count_self, learn, horizon, divisor, offset
     )
@@ -67,7 +68,7 @@ def batch_entropy(
 without_autograd("batch_entropy")
 
 
-@torch.library.register_fake("qcse::batch_entropy")
+@register_fake("batch_entropy")
 def _(states: Tensor, values: Tensor, index: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     covered = values.new_empty(values.shape, dtype=torch.bool)
     return values.new_empty(values.shape), covered, values.new_empty(3, values.shape[0])

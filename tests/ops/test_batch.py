@@ -192,7 +192,7 @@ def test_same_bits_for_every_thread_count(seeds: int) -> None:
         ("states", lambda p: p["states"][0], r"states must have shape \[S, N, D\], got \[40, 4\]"),
         ("states", lambda p: p["states"].half(), "states must be float32 or float64"),
         ("values", lambda p: p["values"][:, 1:], r"values must have shape \[3, 40\], got \[3, 39\]"),
-        ("values", lambda p: p["values"].float(), "values must have the dtype and device of states"),
+        ("values", lambda p: p["values"].float(), "values must have the dtype of states"),
         ("index", lambda p: p["index"].int(), "index must be int64, got int32"),
         ("eligible", lambda p: p["eligible"].int(), "eligible must be bool, got int32"),
         ("mean", lambda p: p["mean"][:, 1:], r"mean must have shape \[3, 5\], got \[3, 4\]"),
