@@ -2,7 +2,8 @@
 //
 // The rows of a batch are drawn with replacement; rows of equal index are one transition, which is one candidate and
 // never its own neighbour. States and values are standardised by running moments first. Per seed, with the moments mu
-// and sigma^2 of each of the D + 1 channels and rows that are not eligible left out everywhere:
+// and sigma^2 of each of the D + 1 channels and rows that are not eligible, or not finite, left out everywhere; a row
+// with a number beyond kLargestMoment moves no moment, which keeps them finite for ever:
 //   rate     = 1 / min(batches so far, horizon)              (this one included; only where `learn`)
 //   sigma^2 += rate * (batch variance + (1 - rate) * (batch mean - mu)^2 - sigma^2)
 //   mu      += rate * (batch mean - mu)
@@ -13,6 +14,10 @@
 #include <cstdint>
 
 namespace qcse {
+
+// Its square, and sums of those over all rows of a batch, overflow neither.
+template <typename T>
+inline constexpr T kLargestMoment = sizeof(T) == 4 ? T(1e18) : T(1e140);
 
 template <typename T>
 struct BatchEntropy {

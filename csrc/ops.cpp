@@ -19,6 +19,18 @@ std::string type_name(ScalarType type) {
   }
 }
 
+std::string device_name(const Tensor& t) {
+  const auto device = t.device();
+  std::string name;
+  switch (device.type()) {
+    case torch::headeronly::DeviceType::CPU: name = "cpu"; break;
+    case torch::headeronly::DeviceType::CUDA: name = "cuda"; break;
+    case torch::headeronly::DeviceType::Meta: name = "meta"; break;
+    default: name = "device type " + std::to_string(static_cast<int>(device.type()));
+  }
+  return device.index() < 0 ? name : name + ":" + std::to_string(static_cast<int>(device.index()));
+}
+
 bool same_device(const Tensor& a, const Tensor& b) { return a.device() == b.device(); }
 
 // Seen through a plain function pointer.
@@ -40,12 +52,19 @@ void check_points(const char* op, const char* states_name, const Tensor& states,
   }
 }
 
+void check_device(const char* op, const std::string& name, const Tensor& t, const std::string& like_name,
+                  const Tensor& like) {
+  if (same_device(t, like)) return;
+  fail(op, ": ", name, " must be on the device of ", like_name, " (", device_name(like), "), got ", device_name(t),
+       ". Move one of them with .to(device)");
+}
+
 void check_like(const char* op, const char* name, const Tensor& t, const Tensor& states) {
   if (t.scalar_type() != states.scalar_type()) {
     fail(op, ": ", name, " must have the dtype of states (", type_name(states.scalar_type()), "), got ",
          type_name(t.scalar_type()), ". Convert one of them, for example with .to(states.dtype)");
   }
-  if (!same_device(t, states)) fail(op, ": ", name, " must be on the same device as states");
+  check_device(op, name, t, "states", states);
 }
 
 Tensor dense(const Tensor& t, bool to_float) {
@@ -79,10 +98,11 @@ void expect(const char* op, const std::string& name, const Tensor& t, const Tens
   if (type && t.scalar_type() != *type) {
     fail(op, ": ", name, " must be ", type_name(*type), ", got ", type_name(t.scalar_type()));
   }
-  if ((!type && t.scalar_type() != like.scalar_type()) || !same_device(t, like)) {
-    fail(op, ": ", name, " must have the dtype and device of ", like_name, " (", type_name(like.scalar_type()),
-         "), got ", same_device(t, like) ? type_name(t.scalar_type()) : "another device");
+  if (!type && t.scalar_type() != like.scalar_type()) {
+    fail(op, ": ", name, " must have the dtype of ", like_name, " (", type_name(like.scalar_type()), "), got ",
+         type_name(t.scalar_type()));
   }
+  check_device(op, name, t, like_name, like);
 }
 
 KnnArguments check_arguments(const char* op, const Tensor& states, const Tensor& values, int64_t k,
@@ -138,7 +158,7 @@ KnnArguments check_arguments(const char* op, const Tensor& states, const Tensor&
     for (int64_t d = 0; same && d < values.dim(); ++d) same = self_index->size(d) == values.size(d);
     if (!same)
       fail(op, ": self_index must have the shape of values ", shape_of(values), ", got ", shape_of(*self_index));
-    if (!same_device(*self_index, states)) fail(op, ": self_index must be on the same device as states");
+    check_device(op, "self_index", *self_index, "states", states);
   }
   constexpr int64_t kMaxRows = INT32_MAX;
   if (a.queries > kMaxRows || a.refs > kMaxRows) {

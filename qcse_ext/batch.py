@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qcse_ext.ops import without_autograd  # loads the compiled module
+from qcse_ext.ops import refuse_forward_mode, register_fake, without_autograd  # loads the compiled module
 
 __all__ = ["batch_entropy"]
 
@@ -28,7 +28,9 @@ def batch_entropy(
     As :func:`qcse_ext.entropy` of ``(states - mean) / spread / divisor`` and of the values scaled likewise, where
     ``mean`` and ``spread = sqrt(variance)`` (1 where it is at most 1e-6) are moments that run over the batches:
     this batch moves them first, by ``1 / min(batches, horizon)`` of the way to its own. Rows of equal index are one
-    transition: it is one candidate, and never its own neighbour.
+    transition: it is one candidate, and never its own neighbour. A row that is not finite is left out everywhere, and
+    it alone; so that the moments stay finite, none is moved by a row with a number beyond 1e18 (float64: 1e140), and
+    a batch without a row that moves them changes nothing.
 
     Args:
         states: ``[S, N, D]``, float32 or float64, on the CPU; S seeds, N transitions.
@@ -56,6 +58,7 @@ def batch_entropy(
     Source:
         arXiv 2310.19805 (QCSE).
     """
+    refuse_forward_mode("batch_entropy", states, values)
     entropy, covered, statistics = torch.ops.qcse.batch_entropy(
         states, values, index, eligible, mean, variance, batches, k, count_self, learn, horizon, divisor, offset
     )
@@ -65,7 +68,7 @@ def batch_entropy(
 without_autograd("batch_entropy")
 
 
-@torch.library.register_fake("qcse::batch_entropy")
+@register_fake("batch_entropy")
 def _(states: Tensor, values: Tensor, index: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     covered = values.new_empty(values.shape, dtype=torch.bool)
     return values.new_empty(values.shape), covered, values.new_empty(3, values.shape[0])

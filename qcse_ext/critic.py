@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcse_ext.ops import build_info, without_autograd  # loads the compiled module
+from qcse_ext.ops import (  # loads the compiled module
+    build_info,
+    once_differentiable,
+    refuse_forward_mode,
+    register_fake,
+    without_autograd,
+)
 
 __all__ = ["conservative_loss", "critic_values", "has_bf16", "is_supported"]
 
@@ -45,6 +51,7 @@ def critic_values(
     Raises:
         RuntimeError: an argument has a wrong shape, dtype or device; the message names it.
     """
+    refuse_forward_mode("critic_values", states, actions, weights, biases)
     values: Tensor = torch.ops.qcse.critic_values(states, actions, weights, biases, bf16)
     return values
 
@@ -73,7 +80,8 @@ def conservative_loss(
         loss  = sum over critics of error + weight * gap
 
     The gradient is computed together with the loss and passed on by ``backward``; to states, actions, target, offsets,
-    bound and weight none flows. Equal results need an equal number of threads.
+    bound and weight none flows. A forward-mode or second derivative raises. Equal results need an equal number of
+    threads.
 
     Args:
         states: ``[S, B, D]``.
@@ -96,6 +104,7 @@ def conservative_loss(
     Raises:
         RuntimeError: an argument has a wrong shape, dtype or device; the message names it.
     """
+    refuse_forward_mode("conservative_loss", states, actions, weights, biases, target, offsets, bound, weight)
     floor = -math.inf if floor is None else floor
     settings = (target, offsets, bound, weight, temperature, floor, include_data, bf16)
     loss, statistics = _ConservativeLoss.apply(states, actions, settings, len(weights), *weights, *biases)
@@ -117,7 +126,7 @@ class _ConservativeLoss(torch.autograd.Function):
         return loss, statistics
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable("conservative_loss")
     def backward(ctx: Any, loss_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads = ctx.saved_tensors
         factor = loss_grad.repeat_interleave(grads[0].shape[0] // loss_grad.shape[0]).view(-1, 1, 1)
@@ -128,7 +137,7 @@ class _ConservativeLoss(torch.autograd.Function):
 without_autograd("critic_values", "conservative_loss")
 
 
-@torch.library.register_fake("qcse::critic_values")
+@register_fake("critic_values")
 def _critic_values_fake(
     states: Tensor, actions: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool = False
 ) -> Tensor:
@@ -136,7 +145,7 @@ def _critic_values_fake(
     return states.new_empty(seeds, weights[0].shape[0] // seeds, batch, count)
 
 
-@torch.library.register_fake("qcse::conservative_loss")
+@register_fake("conservative_loss")
 def _conservative_loss_fake(
     states: Tensor, actions: Tensor, weights: list[Tensor], biases: list[Tensor], *_: Any
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:

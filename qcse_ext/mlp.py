@@ -9,7 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from qcse_ext.ops import without_autograd  # loads the compiled module
+from qcse_ext.ops import (  # loads the compiled module
+    once_differentiable,
+    refuse_forward_mode,
+    register_fake,
+    without_autograd,
+)
 
 __all__ = ["mlp"]
 
@@ -17,9 +22,9 @@ __all__ = ["mlp"]
 def mlp(x: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool = False) -> Tensor:
     """M independent networks ``h_{l+1} = relu(h_l W_l + b_l)``, without the ReLU behind the last layer.
 
-    Gradients flow to x, weights and biases, once, backward; there is no forward-mode derivative and no functorch
-    transform. That of x, and those of the parameters together, are left out where none is asked for. A parameter's
-    gradient needs an equal number of threads to have equal bits.
+    Gradients flow to x, weights and biases, once, backward; a forward-mode or second derivative raises, and so does a
+    functorch transform. That of x, and those of the parameters together, are left out where none is asked for. A
+    parameter's gradient needs an equal number of threads to have equal bits.
 
     Args:
         x: ``[M, rows, inputs]``, float32 or float64, on the CPU.
@@ -32,8 +37,10 @@ def mlp(x: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool = Fal
         ``[M, rows, outputs]``.
 
     Raises:
-        RuntimeError: an argument has a wrong shape, dtype or device; the message names it.
+        RuntimeError: an argument has a wrong shape, dtype or device; the message names it. A derivative that is not
+            offered was asked for.
     """
+    refuse_forward_mode("mlp", x, weights, biases)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases)):
         return cast(Tensor, _Mlp.apply(x, bf16, len(weights), *weights, *biases))
     return cast(Tensor, torch.ops.qcse.mlp_forward(x, weights, biases, bf16, False)[0])
@@ -48,7 +55,7 @@ class _Mlp(torch.autograd.Function):
         return cast(Tensor, y)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable("mlp")
     def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, *weights = ctx.saved_tensors
         x_wanted, parameters_wanted = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:])
@@ -63,7 +70,7 @@ class _Mlp(torch.autograd.Function):
 without_autograd("mlp_forward", "mlp_backward")
 
 
-@torch.library.register_fake("qcse::mlp_forward")
+@register_fake("mlp_forward")
 def _mlp_forward_fake(
     x: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool, keep: bool
 ) -> tuple[Tensor, Tensor]:
@@ -73,7 +80,7 @@ def _mlp_forward_fake(
     return x.new_empty(nets, rows, weights[-1].shape[-1]), hidden
 
 
-@torch.library.register_fake("qcse::mlp_backward")
+@register_fake("mlp_backward")
 def _mlp_backward_fake(
     y_grad: Tensor,
     x: Tensor,

@@ -4,11 +4,15 @@ The schemas and kernels are registered by the compiled module. Here stand the sh
 ``torch.vmap``, the behaviour under autocast, and the statement that no gradient flows.
 """
 
+import functools
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+from torch.autograd import forward_ad
 
 try:
     from qcse_ext import _C
@@ -55,11 +59,13 @@ def knn(
         A distance that overflows is infinite, and a radius may be. N = 0 gives empty output. No gradient flows.
 
     Raises:
-        RuntimeError: an argument has a wrong shape, dtype or device, or k is out of range; the message names it.
+        RuntimeError: an argument has a wrong shape, dtype or device, or k is out of range; the message names it. So
+            does an input with a forward-mode tangent.
 
     Source:
         Kraskov, Stoegbauer, Grassberger, Phys. Rev. E 69, 066138 (2004); arXiv 2310.19805.
     """
+    refuse_forward_mode("knn", states, values, reference_states, reference_values)
     radius, count = torch.ops.qcse.knn(states, values, k, reference_states, reference_values, self_index)
     return radius, count
 
@@ -99,6 +105,7 @@ def entropy(
     Source:
         arXiv 2310.19805 (QCSE) and 2305.19476 (VCSE, whose code adds the offset of 1e-5).
     """
+    refuse_forward_mode("entropy", states, values, reference_states, reference_values)
     result: Tensor = torch.ops.qcse.entropy(
         states, values, k, reference_states, reference_values, self_index, float(offset)
     )
@@ -149,14 +156,120 @@ def build_info() -> dict[str, Any]:
     return dict(_C.build_info())
 
 
+# --- Derivatives that are not offered ---------------------------------------------------------------------------------
+
+
+def _tensors(arguments: Any) -> Iterator[Tensor]:
+    for x in arguments:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, list | tuple):
+            yield from _tensors(x)
+
+
+def _has_tangent(x: Tensor) -> bool:
+    """At any level: a transform inside another does not see what the outer one's tensors carry."""
+    functorch: Any = torch._C._functorch
+    top = functorch.peek_interpreter_stack()
+    if (top is None or top.key() != functorch.TransformType.Vmap) and forward_ad.unpack_dual(x).tangent is not None:
+        return True
+    if top is None:
+        return False
+    inner = functorch.get_unwrapped(x) if functorch.maybe_get_level(x) == top.level() else x
+    with temporarily_pop_interpreter_stack():
+        return _has_tangent(inner)
+
+
+def refuse_forward_mode(name: str, *arguments: Any) -> None:
+    """Raise where a tensor, or one in a list, carries a forward-mode tangent: no operator would pass it on.
+
+    Raises:
+        RuntimeError: it does (``torch.func.jvp``, ``jacfwd``, ``torch.autograd.forward_ad``).
+    """
+    if forward_ad._current_level < 0:
+        return
+    if any(_has_tangent(x) for x in _tensors(arguments)):
+        raise RuntimeError(
+            f"qcse_ext.{name}: an input carries a forward-mode tangent, and forward-mode derivatives (jvp, jacfwd) are "
+            "not offered; use reverse mode where the function has a gradient, or detach() the input to have none"
+        )
+
+
+class _Once(torch.autograd.Function):
+    """Passes the first tensors, which are gradients, through; they can't be differentiated for any of the tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, grads: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.name = name
+        return tuple(grad.view_as(grad) for grad in tensors[:grads])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            f"qcse_ext.{ctx.name}: its gradient was differentiated a second time (create_graph=True), and second "
+            "derivatives are not offered; detach() the gradient, or use torch's own layers there"
+        )
+
+
+def once_differentiable(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """For the ``backward`` of an autograd function: what it returns raises where it is differentiated again.
+
+    torch's decorator of this name treats the gradient as a constant where the incoming one is one, as in the penalty
+    ``grad(y.sum(), x, create_graph=True)``: a term would be missing in silence.
+    """
+
+    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(backward)
+        def wrapper(ctx: Any, *grads: Any) -> Any:
+            with torch.no_grad():
+                results = backward(ctx, *grads)
+            if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+                return results
+            made = [r.requires_grad_() for r in results if r is not None]
+            guarded = iter(_Once.apply(name, len(made), *made, *_tensors(grads), *_tensors(ctx.saved_tensors)))
+            return tuple(None if r is None else next(guarded) for r in results)
+
+        return wrapper
+
+    return decorate
+
+
 # --- Tracing: shapes and dtypes without data --------------------------------------------------------------------------
+
+
+def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``torch.library.register_fake`` of an operator of ours, with a check that all tensors are on one device.
+
+    Where one tensor is on 'meta' torch calls this rule, whatever the others are on, and would take the uninitialised
+    memory that it makes for a result.
+    """
+    names = [argument.name for argument in getattr(torch.ops.qcse, name).default._schema.arguments]
+
+    def decorate(shapes: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(shapes)
+        def fake(*args: Any, **kwargs: Any) -> Any:
+            first: tuple[str, torch.device] | None = None
+            for argument, value in [*zip(names, args), *kwargs.items()]:
+                for x in _tensors([value]):
+                    first = first or (argument, x.device)
+                    if x.device != first[1]:
+                        raise RuntimeError(
+                            f"qcse::{name}: {argument} is on {x.device}, but {first[0]} on {first[1]}; expected all "
+                            "tensors on one device. Move them with .to(device)"
+                        )
+            return shapes(*args, **kwargs)
+
+        torch.library.register_fake(f"qcse::{name}", fake)
+        return shapes
+
+    return decorate
 
 
 def _result_dtype(states: Tensor) -> torch.dtype:
     return torch.float64 if states.dtype == torch.float64 else torch.float32
 
 
-@torch.library.register_fake("qcse::knn")
+@register_fake("knn")
 def _(
     states: Tensor,
     values: Tensor,
@@ -169,7 +282,7 @@ def _(
     return states.new_empty(shape, dtype=_result_dtype(states)), states.new_empty(shape, dtype=torch.int64)
 
 
-@torch.library.register_fake("qcse::entropy")
+@register_fake("entropy")
 def _(
     states: Tensor,
     values: Tensor,

@@ -5,7 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcse_ext.ops import without_autograd  # loads the compiled module
+from qcse_ext.ops import (  # loads the compiled module
+    once_differentiable,
+    refuse_forward_mode,
+    register_fake,
+    without_autograd,
+)
 
 __all__ = ["tanh_gaussian"]
 
@@ -16,7 +21,8 @@ def tanh_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor,
         u = mean + exp(log_std) * noise,  action = tanh(u)
         log_prob = sum over A of  -noise^2 / 2 - log_std - log(2 pi) / 2 - log(1 - tanh(u)^2)
 
-    Gradients flow to mean and log_std, once, backward; there is no forward-mode derivative and no functorch transform.
+    Gradients flow to mean and log_std, once, backward, and none to noise; a forward-mode or second derivative raises,
+    and so does a functorch transform of the gradient.
 
     Args:
         mean, log_std: ``[..., A]``, float32 or float64, on the CPU.
@@ -26,11 +32,13 @@ def tanh_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor,
         actions ``[..., n, A]`` in [-1, 1], log-densities ``[..., n]``.
 
     Raises:
-        RuntimeError: an argument has a wrong shape, dtype or device; the message names it.
+        RuntimeError: an argument has a wrong shape, dtype or device; the message names it. A derivative that is not
+            offered was asked for.
 
     Source:
         arXiv 1812.05905, appendix C.
     """
+    refuse_forward_mode("tanh_gaussian", mean, log_std, noise)
     if torch.is_grad_enabled() and (mean.requires_grad or log_std.requires_grad):
         actions, log_prob = _TanhGaussian.apply(mean, log_std, noise)
     else:
@@ -46,7 +54,7 @@ class _TanhGaussian(torch.autograd.Function):
         return actions, log_prob
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable("tanh_gaussian")
     def backward(ctx: Any, action_grad: Tensor, log_prob_grad: Tensor) -> tuple[Tensor, Tensor, None]:
         mean_grad, log_std_grad = torch.ops.qcse.tanh_gaussian_backward(action_grad, log_prob_grad, *ctx.saved_tensors)
         return mean_grad, log_std_grad, None
@@ -56,12 +64,12 @@ class _TanhGaussian(torch.autograd.Function):
 without_autograd("tanh_gaussian", "tanh_gaussian_backward")
 
 
-@torch.library.register_fake("qcse::tanh_gaussian")
+@register_fake("tanh_gaussian")
 def _tanh_gaussian_fake(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     return noise.new_empty(noise.shape), noise.new_empty(noise.shape[:-1])
 
 
-@torch.library.register_fake("qcse::tanh_gaussian_backward")
+@register_fake("tanh_gaussian_backward")
 def _tanh_gaussian_backward_fake(
     action_grad: Tensor, log_prob_grad: Tensor, actions: Tensor, log_std: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -26,12 +26,17 @@ class Seed {
         variance_(batch.variance + seed * (batch.dim + 1)),
         transition_(static_cast<size_t>(batch.rows), -1) {
     for (int64_t i = 0; i < b_.rows; ++i) {
-      if (b_.eligible[seed * b_.rows + i]) eligible_.push_back(i);
+      if (!b_.eligible[seed * b_.rows + i]) continue;
+      ++eligible_;
+      const T largest = magnitude(i);
+      if (!std::isfinite(largest)) continue;
+      finite_.push_back(i);
+      if (largest <= kLargestMoment<T>) learnt_.push_back(i);
     }
   }
 
   void run(const Threads& threads) {
-    if (b_.learn && !eligible_.empty()) learn();
+    if (b_.learn && !learnt_.empty()) learn();
     find_transitions();
     search(threads);
     report();
@@ -40,16 +45,27 @@ class Seed {
  private:
   T at(int64_t row, int64_t channel) const { return channel < b_.dim ? states_[row * b_.dim + channel] : values_[row]; }
 
+  // The largest magnitude in a row; NaN where the row holds one.
+  T magnitude(int64_t row) const {
+    T largest = 0;
+    for (int64_t c = 0; c <= b_.dim; ++c) {
+      const T size = std::fabs(at(row, c));
+      if (!(size <= largest)) largest = size;
+      if (std::isnan(size)) break;
+    }
+    return largest;
+  }
+
   void learn() {
     T& batches = b_.batches[seed_];
     batches += 1;
     const double rate = 1.0 / std::min(std::max(static_cast<double>(batches), 1.0), b_.horizon);
-    const double rows = static_cast<double>(eligible_.size());
+    const double rows = static_cast<double>(learnt_.size());
     for (int64_t c = 0; c <= b_.dim; ++c) {
       double sum = 0, squares = 0;
-      for (const int64_t i : eligible_) sum += static_cast<double>(at(i, c));
+      for (const int64_t i : learnt_) sum += static_cast<double>(at(i, c));
       const double mean = sum / rows;
-      for (const int64_t i : eligible_) {
+      for (const int64_t i : learnt_) {
         const double away = static_cast<double>(at(i, c)) - mean;
         squares += away * away;
       }
@@ -60,7 +76,7 @@ class Seed {
     }
   }
 
-  // Numbers the distinct transitions, and scales the first row of each.
+  // Numbers the distinct transitions, and scales the first finite row of each.
   void find_transitions() {
     std::vector<T> spread(static_cast<size_t>(b_.dim + 1));
     for (size_t c = 0; c < spread.size(); ++c) {
@@ -68,7 +84,7 @@ class Seed {
       spread[c] = root > T(1e-6) ? root : T(1);
     }
     std::vector<std::pair<int64_t, int64_t>> by_index;
-    for (const int64_t i : eligible_) by_index.emplace_back(b_.index[seed_ * b_.rows + i], i);
+    for (const int64_t i : finite_) by_index.emplace_back(b_.index[seed_ * b_.rows + i], i);
     std::sort(by_index.begin(), by_index.end());
     for (size_t n = 0; n < by_index.size(); ++n) {
       const int64_t row = by_index[n].second;
@@ -119,7 +135,7 @@ class Seed {
       return static_cast<T>(static_cast<double>(part) / static_cast<double>(std::max<int64_t>(of, 1)));
     };
     b_.statistics[seed_] = share(zero_radii, rows);
-    b_.statistics[b_.seeds + seed_] = share(rows, static_cast<int64_t>(eligible_.size()));
+    b_.statistics[b_.seeds + seed_] = share(rows, eligible_);
     b_.statistics[2 * b_.seeds + seed_] = share(neighbours, rows * distinct);
   }
 
@@ -127,7 +143,9 @@ class Seed {
   const int64_t seed_;
   const T *states_, *values_;
   T *mean_, *variance_;
-  std::vector<int64_t> eligible_;          // numbers of the eligible rows
+  int64_t eligible_ = 0;                   // rows
+  std::vector<int64_t> finite_;            // numbers of the eligible rows that are finite
+  std::vector<int64_t> learnt_;            // those of them that move the moments
   std::vector<int64_t> transition_;        // of each row, -1 for none
   std::vector<T> points_, scaled_values_;  // of each transition
   std::vector<T> radius_;

@@ -342,6 +342,11 @@ class Search {
     if (query_rows_.empty()) return;
     const Path path = chosen_path;  // once: another thread may change it
     arranged_ = path == Path::kBoxes || path == Path::kScreen || (path == Path::kAuto && worth_arranging());
+    if (!arranged_ && candidates() * p_.dim * int64_t{sizeof(T)} > kPackedAtOnce) {
+      for (int64_t q = 0; q < queries(); q += kStreamedQueries)
+        scan_streamed(q, std::min(q + kStreamedQueries, queries()));
+      return;
+    }
     if (arranged_) arrange();
     pack_candidates();
     std::vector<Range> rest = {{0, queries()}};
@@ -372,6 +377,12 @@ class Search {
   // Below so many numbers the preparation is left to one thread: each parallel section is a risk of waiting for a core
   // on a busy machine, and there it saves some hundred microseconds at best.
   static constexpr int64_t kPreparedAlone = int64_t{1} << 15;
+  // Candidates of more bytes are not copied as a whole where each is looked at once by few queries: every thread packs
+  // a few tiles at a time, as many as its second-level cache holds, for so many queries that packing is little beside
+  // the search.
+  static constexpr int64_t kPackedAtOnce = int64_t{1} << 20;
+  static constexpr int64_t kStreamedBytes = int64_t{1} << 18;
+  static constexpr int64_t kStreamedQueries = 4 * kLargestBlock;
   struct Range {
     int64_t begin, end;
   };
@@ -472,7 +483,9 @@ class Search {
       packed_values_ = Buffer<T>(tiles * kTile);
     }
     for_each(helpers_, ceil_div(tiles, kPackChunk), [&](int64_t chunk) {
-      for (int64_t tile = chunk * kPackChunk; tile < std::min((chunk + 1) * kPackChunk, tiles); ++tile) pack_tile(tile);
+      for (int64_t tile = chunk * kPackChunk; tile < std::min((chunk + 1) * kPackChunk, tiles); ++tile) {
+        pack_tile(tile, packed_states_.get() + tile * kTile * p_.dim, packed_values_.get() + tile * kTile);
+      }
     });
     packed_ = {packed_states_.get(), packed_values_.get(), tiles, p_.dim, candidates(), ref_states_, rows_.data()};
   }
@@ -504,9 +517,7 @@ class Search {
     }
   }
 
-  void pack_tile(int64_t tile) const {
-    T* states = packed_states_.get() + tile * kTile * p_.dim;
-    T* values = packed_values_.get() + tile * kTile;
+  void pack_tile(int64_t tile, T* states, T* values) const {
     for (int64_t lane = 0; lane < kTile; ++lane) {
       const int64_t c = tile * kTile + lane;
       if (c < candidates()) {
@@ -669,25 +680,101 @@ class Search {
     return {square, sum, std::sqrt(error) + 1e-3 * std::sqrt(static_cast<double>(p_.dim))};
   }
 
-  void scan_block(int64_t begin, int64_t end) const {
+  // Queries [begin, end) as scan_all reads them.
+  struct Block {
+    int64_t begin, count, padded;
+    Buffer<T> states, values;
+    Buffer<int32_t> self;
+  };
+
+  Block pack_queries(int64_t begin, int64_t end) const {
     const int64_t group = kernels_.group;
-    const int64_t count = end - begin;
-    const int64_t padded = round_up(count, group);
-    const int64_t stride = round_up(p_.k, kernels_.width);
-    Buffer<T> packed(padded * p_.dim), values(padded), lists(padded * stride), bounds(padded);
-    Buffer<int32_t> self(padded), tiles(packed_.tiles);
+    const int64_t count = end - begin, padded = round_up(count, group);
+    Block block = {begin, count, padded, Buffer<T>(padded * p_.dim), Buffer<T>(padded), Buffer<int32_t>(padded)};
     for (int64_t q = 0; q < padded; ++q) {
       const int64_t i = query_rows_[begin + std::min(q, count - 1)];
       const int64_t row = self_row(i);
       const T* state = states_ + i * p_.dim;
-      T* out = packed.get() + (q / group) * group * p_.dim + q % group;
+      T* out = block.states.get() + (q / group) * group * p_.dim + q % group;
       for (int64_t d = 0; d < p_.dim; ++d) out[d * group] = state[d];
-      values[q] = values_[i];
-      self[q] = row < 0 ? -1 : position_[row];
-      bounds[q] = q < count ? std::numeric_limits<T>::infinity() : T(-1);
+      block.values[q] = values_[i];
+      block.self[q] = row < 0 ? -1 : position_[row];
     }
-    std::fill_n(lists.get(), padded * stride, std::numeric_limits<T>::infinity());
-    const PackedQueries<T> block = {packed.get(), values.get(), self.get(), padded};
+    return block;
+  }
+
+  // Empty lists for `padded` queries; the spare ones take nothing.
+  void clear(T* lists, T* bounds, int64_t count, int64_t padded, int64_t stride) const {
+    std::fill_n(lists, padded * stride, std::numeric_limits<T>::infinity());
+    std::fill_n(bounds, count, std::numeric_limits<T>::infinity());
+    std::fill_n(bounds + count, padded - count, T(-1));
+  }
+
+  // Every pair, for few queries: each worker packs some tiles, offers them to all queries and takes the next; the k
+  // smallest keys of all workers' lists are those of all candidates, whoever saw which.
+  void scan_streamed(int64_t begin, int64_t end) const {
+    const int64_t stride = round_up(p_.k, kernels_.width), dim = p_.dim;
+    const int64_t tiles = ceil_div(candidates(), kTile);
+    const int64_t most = std::clamp<int64_t>(kStreamedBytes / (kTile * dim * int64_t{sizeof(T)}), 1, kPackChunk);
+    const int64_t chunks = ceil_div(tiles, most), workers = std::min(threads_.count, chunks);
+    std::vector<Block> blocks;
+    int64_t padded = 0;  // of all blocks
+    for (int64_t q = begin; q < end; q += kLargestBlock) {
+      blocks.push_back(pack_queries(q, std::min(q + kLargestBlock, end)));
+      padded += blocks.back().padded;
+    }
+    Buffer<T> lists(workers * padded * stride);
+    std::atomic<int64_t> next = 0;
+    for_each(threads_, workers, [&](int64_t worker) {
+      T* const own = lists.get() + worker * padded * stride;
+      Buffer<T> bounds(padded), states(most * kTile * dim), values(most * kTile);
+      Buffer<int32_t> self(kLargestBlock + kernels_.group), numbers(most);
+      std::iota(numbers.get(), numbers.get() + most, 0);
+      int64_t place = 0;
+      for (const Block& b : blocks) {
+        clear(own + place * stride, bounds.get() + place, b.count, b.padded, stride);
+        place += b.padded;
+      }
+      for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
+        const int64_t first = chunk * most, count = std::min(most, tiles - first);
+        for (int64_t t = 0; t < count; ++t) {
+          pack_tile(first + t, states.get() + t * kTile * dim, values.get() + t * kTile);
+        }
+        const Candidates<T> packed = {states.get(), values.get(), count, dim, count * kTile, nullptr, nullptr};
+        place = 0;
+        for (const Block& b : blocks) {
+          for (int64_t q = 0; q < b.padded; ++q) self[q] = static_cast<int32_t>(b.self[q] - first * kTile);
+          kernels_.scan_all(packed, numbers.get(), count, {b.states.get(), b.values.get(), self.get(), b.padded},
+                            {own + place * stride, bounds.get() + place, stride, p_.k});
+          place += b.padded;
+        }
+      }
+    });
+    std::vector<T> keys;
+    int64_t place = 0;
+    for (const Block& b : blocks) {
+      for (int64_t q = 0; q < b.count; ++q) {
+        keys.clear();
+        for (int64_t worker = 0; worker < workers; ++worker) {
+          const T* list = lists.get() + (worker * padded + place + q) * stride;
+          keys.insert(keys.end(), list, list + p_.k);
+        }
+        std::nth_element(keys.begin(), keys.begin() + (p_.k - 1), keys.end());
+        finish(query_rows_[b.begin + q], keys[static_cast<size_t>(p_.k - 1)]);
+      }
+      place += b.padded;
+    }
+  }
+
+  void scan_block(int64_t begin, int64_t end) const {
+    const int64_t group = kernels_.group;
+    const Block packed = pack_queries(begin, end);
+    const int64_t count = packed.count, padded = packed.padded;
+    const int64_t stride = round_up(p_.k, kernels_.width);
+    Buffer<T> lists(padded * stride), bounds(padded);
+    Buffer<int32_t> tiles(packed_.tiles);
+    clear(lists.get(), bounds.get(), count, padded, stride);
+    const PackedQueries<T> block = {packed.states.get(), packed.values.get(), packed.self.get(), padded};
     const Nearest<T> nearest = {lists.get(), bounds.get(), stride, p_.k};
     const int64_t coded = screen_.codes == nullptr ? 0 : padded;
     Buffer<int32_t> codes(coded * screen_.blocks), square(coded), shift(coded);

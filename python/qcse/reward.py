@@ -109,6 +109,9 @@ class IntrinsicReward:
         if self.bonus is None:
             return torch.zeros_like(batch.rewards), {}
         novelty, covered, diagnostics = self.bonus.compute(batch, eligible, references, learn)
+        # A distance may overflow to infinity: such a row has no bonus.
+        covered = covered & novelty.isfinite()
+        novelty = torch.where(covered, novelty, 0.0)
         if learn and self.config.squash in ("standardised_tanh", "scaled"):
             self.novelties.update(novelty, covered)
         bonus = torch.where(covered, self._squash(novelty), 0.0)

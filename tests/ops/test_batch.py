@@ -36,18 +36,20 @@ def brute(p: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.nda
     entropy, covered, statistics = np.zeros((seeds, rows)), np.zeros((seeds, rows), bool), np.zeros((3, seeds))
     for s in range(seeds):
         points = np.concatenate([p["states"][s].double().numpy(), p["values"][s].double().numpy()[:, None]], 1)
-        eligible = np.flatnonzero(p["eligible"][s].numpy())
-        if p["learn"] and len(eligible):
+        usable = p["eligible"][s].numpy() & np.isfinite(points).all(1)
+        eligible = np.flatnonzero(usable)
+        learnt = points[usable & (np.abs(points) <= (1e18 if p["states"].dtype == torch.float32 else 1e140)).all(1)]
+        if p["learn"] and len(learnt):
             batches[s] += 1
             rate = 1.0 / min(batches[s], p["horizon"])
-            moved = points[eligible].mean(0) - mean[s]
-            variance[s] += rate * (points[eligible].var(0) + (1.0 - rate) * moved**2 - variance[s])
+            moved = learnt.mean(0) - mean[s]
+            variance[s] += rate * (learnt.var(0) + (1.0 - rate) * moved**2 - variance[s])
             mean[s] += rate * moved
         spread = np.where(np.sqrt(variance[s]) > 1e-6, np.sqrt(variance[s]), 1.0)
         scaled = (points - mean[s]) / spread
         scaled[:, :dim] /= p["divisor"]
         index = p["index"][s].numpy()
-        candidates = [np.flatnonzero((index == i) & p["eligible"][s].numpy())[0] for i in np.unique(index[eligible])]
+        candidates = [np.flatnonzero((index == i) & usable)[0] for i in np.unique(index[eligible])]
         finite = [c for c in candidates if np.isfinite(scaled[c]).all()]
         zero_radii = counts = 0
         for i in eligible if len(candidates) > p["k"] else ():
@@ -63,7 +65,7 @@ def brute(p: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.nda
             entropy[s, i] = digamma(count + 1) / dim + math.log(2.0 * radius + p["offset"])
             covered[s, i], zero_radii, counts = True, zero_radii + (radius == 0), counts + count
         found = covered[s].sum()
-        statistics[0, s], statistics[1, s] = zero_radii / max(found, 1), found / max(len(eligible), 1)
+        statistics[0, s], statistics[1, s] = zero_radii / max(found, 1), found / max(int(p["eligible"][s].sum()), 1)
         statistics[2, s] = counts / max(found * len(candidates), 1)
     return entropy, covered, statistics, {"mean": mean, "variance": variance, "batches": batches}
 
@@ -120,6 +122,46 @@ def test_rows_that_are_not_finite_have_no_entropy() -> None:
     check(p)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("channel", ["states", "values"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_row_that_is_not_finite_is_left_out_of_the_moments(bad: float, channel: str, dtype: torch.dtype) -> None:
+    p = problem(10, dtype=dtype)
+    p["eligible"][0, 4] = True
+    p[channel][0, 4] = bad
+    q = {name: x.clone() if isinstance(x, torch.Tensor) else x for name, x in p.items()}
+    q["eligible"][0, 4] = False
+    for _ in range(3):
+        check(p, tolerance=1e-10 if dtype == torch.float64 else 2e-5)
+        batch_entropy(**q)
+        assert all(torch.equal(p[name], q[name]) for name in ("mean", "variance", "batches"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("share_of_largest", [1.0, 0.5, 1e-10])
+def test_huge_rows_do_not_make_the_moments_infinite(dtype: torch.dtype, share_of_largest: float) -> None:
+    p = problem(11, dtype=dtype)
+    p["states"][1, 3:6] = torch.finfo(dtype).max * share_of_largest
+    p["values"][2, 7] = -torch.finfo(dtype).max * share_of_largest
+    p["states"][0, :] = 0.99e18 if dtype == torch.float32 else 0.99e140
+    p["states"][0, ::2] *= -1
+    for _ in range(4):
+        batch_entropy(**p)
+        assert p["mean"].isfinite().all() and p["variance"].isfinite().all() and (p["variance"] >= 0).all()
+    q = problem(11, dtype=dtype)
+    q |= {name: p[name] for name in ("mean", "variance", "batches")}
+    assert batch_entropy(**q)[1].any(1).all()  # later batches are as ever
+
+
+def test_a_batch_without_a_finite_row_changes_nothing() -> None:
+    p = problem(12, seeds=1)
+    p["states"][0, :, 1] = math.nan
+    before = [p[name].clone() for name in ("mean", "variance", "batches")]
+    entropy, covered, statistics = batch_entropy(**p)
+    assert not entropy.any() and not covered.any() and not statistics.any()
+    assert all(torch.equal(p[name], x) for name, x in zip(("mean", "variance", "batches"), before, strict=True))
+
+
 @pytest.mark.parametrize("finite", [3, 4])
 def test_too_few_finite_transitions(finite: int) -> None:
     p = problem(9, seeds=1) | {"learn": False}
@@ -150,7 +192,7 @@ def test_same_bits_for_every_thread_count(seeds: int) -> None:
         ("states", lambda p: p["states"][0], r"states must have shape \[S, N, D\], got \[40, 4\]"),
         ("states", lambda p: p["states"].half(), "states must be float32 or float64"),
         ("values", lambda p: p["values"][:, 1:], r"values must have shape \[3, 40\], got \[3, 39\]"),
-        ("values", lambda p: p["values"].float(), "values must have the dtype and device of states"),
+        ("values", lambda p: p["values"].float(), "values must have the dtype of states"),
         ("index", lambda p: p["index"].int(), "index must be int64, got int32"),
         ("eligible", lambda p: p["eligible"].int(), "eligible must be bool, got int32"),
         ("mean", lambda p: p["mean"][:, 1:], r"mean must have shape \[3, 5\], got \[3, 4\]"),

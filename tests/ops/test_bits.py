@@ -4,6 +4,8 @@ QCSE_TEST_PROBLEMS sets how many random problems are drawn (default 2000).
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -113,6 +115,46 @@ def test_few_queries_against_many_references() -> None:
         for path in SEARCH_PATHS:
             _C.set_search_path(path)
             assert_equals_oracle(problem, path, expected)
+
+
+@pytest.mark.parametrize("k", [1, 12, 100])
+def test_references_that_are_packed_tile_by_tile(k: int) -> None:
+    """Over a mebibyte of them; more queries than one pass takes; queries that are references, or not finite."""
+    rng = np.random.default_rng(6)
+    s, q = draw_points(rng, "normal", 12_001, 24)
+    s[rng.integers(0, 12_001, 50), 3] = np.nan
+    rows = torch.from_numpy(rng.integers(0, 12_001, 800))
+    rows[::5] = -1
+    states, values = torch.from_numpy(s).float(), torch.from_numpy(q).float()
+    queries, query_values = states[rows], values[rows]
+    for few in (3, 191, 800):
+        problem = Problem(queries[:few], query_values[:few], k, states, values, rows[:few], origin=f"{few} queries")
+        expected = oracle_knn(problem)
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            for name in INSTRUCTION_SETS[-1:] if few == 800 else INSTRUCTION_SETS:
+                _C.set_instruction_set(name)
+                for path in ("auto", "all"):
+                    _C.set_search_path(path)
+                    assert_equals_oracle(problem, f"{name}, path {path}, {threads} threads", expected)
+
+
+def test_few_queries_do_not_copy_the_references() -> None:
+    """Peak memory of a process of its own, above that of the inputs."""
+    code = """
+import resource, torch, qcse_ext
+from qcse_ext import _C
+_C.set_work_per_thread(1)
+torch.set_num_threads(2)
+states, values = torch.rand(400_000, 256), torch.rand(400_000)
+qcse_ext.knn(states[:3], values[:3], 5, states[:50], values[:50])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+radius, _ = qcse_ext.knn(states[:3].clone(), values[:3].clone(), 5, states, values)
+assert radius.isfinite().all()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 40, f"{done.stdout.strip()} MiB beside 390 MiB of references"
 
 
 def test_reference_module_has_the_oracles_bits() -> None:

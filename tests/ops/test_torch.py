@@ -1,16 +1,24 @@
 """How the operators behave inside torch: tracing, vmap, autograd, autocast, dtypes, shapes, errors."""
 
+import itertools
 import math
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 import qcse_ext
 from qcse_ext import _C
+from qcse_ext.batch import batch_entropy
+from qcse_ext.critic import conservative_loss, critic_values
+from qcse_ext.mlp import mlp
+from qcse_ext.tanh_gaussian import tanh_gaussian
 
 GENERATOR = torch.Generator().manual_seed(0)
 KNN, ENTROPY = torch.ops.qcse.knn.default, torch.ops.qcse.entropy.default
@@ -293,3 +301,129 @@ def test_inference_mode_and_no_grad() -> None:
         assert torch.equal(qcse_ext.entropy(states, values, 5), expected)
     with torch.no_grad():
         assert torch.equal(qcse_ext.entropy(states, values, 5), expected)
+
+
+# --- Derivatives that are not offered, devices ------------------------------------------------------------------------
+
+
+def networks() -> tuple[list[Tensor], list[Tensor]]:
+    sizes = (5, 7, 1)
+    return [randn(2, a, b) for a, b in itertools.pairwise(sizes)], [randn(2, 1, b) for b in sizes[1:]]
+
+
+def functions() -> dict[str, tuple[Callable[..., Tensor], list[Tensor], int]]:
+    """Of all functions of the package: a result, what it is computed from, how many of those get a gradient."""
+    weights, biases = networks()
+    n = len(weights)
+
+    def critics(states: Tensor, actions: Tensor, *parameters: Tensor) -> Tensor:
+        return critic_values(states, actions, list(parameters[:n]), list(parameters[n:]))
+
+    def loss(*inputs: Tensor) -> Tensor:
+        parameters, others = inputs[: 2 * n], inputs[2 * n :]
+        return conservative_loss(*others[:2], list(parameters[:n]), list(parameters[n:]), *others[2:])[0].sum()
+
+    def batch(states: Tensor, values: Tensor) -> Tensor:
+        moments = states.new_zeros(1, 4), states.new_ones(1, 4), states.new_zeros(1)
+        eligible = torch.ones(1, 20, dtype=torch.bool, device=states.device)
+        return batch_entropy(states, values, torch.arange(20, device=states.device)[None], eligible, *moments, 3)[0]
+
+    states, values = randn(20, 3), randn(20)
+    rows = [randn(1, 4, 3), randn(1, 4, 7, 2)]
+    targets = [randn(1, 4), randn(1, 4, 6), randn(1, 4), randn(1)]
+    return {
+        "knn": (lambda s, q: qcse_ext.knn(s, q, 3)[0], [states, values], 0),
+        "entropy": (lambda s, q, r, p: qcse_ext.entropy(s, q, 3, r, p), [states, values, randn(9, 3), randn(9)], 0),
+        "batch_entropy": (batch, [states[None], values[None]], 0),
+        "critic_values": (critics, [*rows, *weights, *biases], 0),
+        "mlp": (
+            lambda x, *p: mlp(x, list(p[:n]), list(p[n:])),
+            [randn(2, 8, 5), *weights, *biases],
+            1 + 2 * n,
+        ),
+        "tanh_gaussian": (lambda *p: tanh_gaussian(*p)[1], [randn(6, 2), randn(6, 2), randn(6, 4, 2)], 2),
+        "conservative_loss": (loss, [*weights, *biases, *rows, *targets], 2 * n),
+    }
+
+
+@pytest.mark.parametrize(("name", "argument"), [(f, i) for f, (_, x, _) in functions().items() for i in range(len(x))])
+def test_forward_mode_raises(name: str, argument: int) -> None:
+    function, inputs, _ = functions()[name]
+
+    def of_one(x: Tensor) -> Tensor:
+        return function(*inputs[:argument], x, *inputs[argument + 1 :])
+
+    x, one = inputs[argument], torch.ones(())
+    expected = pytest.raises(RuntimeError, match=rf"qcse_ext\.{name}: .*forward-mode")
+    with expected:
+        torch.func.jvp(of_one, (x,), (torch.ones_like(x),))
+    with expected:
+        torch.func.jacfwd(of_one)(x)
+    with expected:  # the inner transform does not see the outer one's tangent
+        torch.func.jvp(
+            lambda x: torch.func.jvp(lambda z: z * of_one(x), (one,), (one,))[1], (x,), (torch.ones_like(x),)
+        )
+    with expected, forward_ad.dual_level():
+        of_one(forward_ad.make_dual(x, torch.ones_like(x)))
+    with expected, forward_ad.dual_level(), torch.no_grad():
+        of_one(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+@pytest.mark.parametrize("name", sorted(functions().keys() - {"conservative_loss"}))  # which no transform may hold
+def test_forward_mode_beside_it_is_as_ever(name: str) -> None:
+    function, inputs, _ = functions()[name]
+    x = inputs[0]
+
+    def plus_square(x: Tensor) -> Tensor:
+        return (x**2).sum() + function(x.detach(), *inputs[1:]).sum()
+
+    _, tangent = torch.func.jvp(plus_square, (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(tangent, 2 * x.sum())
+    if name in ("knn", "entropy"):  # those with a vmap rule
+        z = torch.ones(())
+        mapped = torch.func.jvp(lambda z: z * torch.vmap(lambda y: function(y, *inputs[1:]))(x[None]).sum(), (z,), (z,))
+        torch.testing.assert_close(mapped[1], function(*inputs).sum())
+
+
+@pytest.mark.parametrize(("name", "argument"), [(f, i) for f, (_, _, n) in functions().items() for i in range(n)])
+def test_second_derivatives_raise(name: str, argument: int) -> None:
+    function, inputs, _ = functions()[name]
+    inputs = [x.requires_grad_(i == argument) for i, x in enumerate(inputs)]
+    x = inputs[argument]
+    expected = pytest.raises(RuntimeError, match=rf"qcse_ext\.{name}: .*second derivatives are not offered")
+    (grad,) = torch.autograd.grad(function(*inputs).sum(), x, create_graph=True)
+    with expected:  # a penalty on the gradient: the part that is there must not hide the part that is not
+        (grad.square().sum() + x.sum()).backward()
+    (grad,) = torch.autograd.grad(function(*inputs).square().sum(), x, create_graph=True)
+    with expected:
+        torch.autograd.grad(grad.sum(), x)
+    with expected:
+        torch.autograd.functional.jvp(
+            lambda x: function(*inputs[:argument], x, *inputs[argument + 1 :]), x, torch.ones_like(x)
+        )
+    (once,) = torch.autograd.grad(function(*inputs).square().sum(), x)
+    assert torch.equal(grad, once) and not once.requires_grad
+
+
+@pytest.mark.parametrize(("name", "argument"), [(f, i) for f, (_, x, _) in functions().items() for i in range(len(x))])
+def test_devices_that_differ_are_both_named(name: str, argument: int) -> None:
+    function, inputs, _ = functions()[name]
+    one, others = list(inputs), [x.to("meta") for x in inputs]
+    one[argument], others[argument] = others[argument], one[argument]
+    expected = pytest.raises(RuntimeError, match=r"qcse::.* on (meta.* on cpu|cpu.* on meta)")
+    for mixed in (one, others):
+        with expected:
+            function(*mixed)
+
+
+@pytest.mark.parametrize("name", functions())
+def test_meta_and_fake_tensors_give_shapes(name: str) -> None:
+    function, inputs, _ = functions()[name]
+    want = function(*inputs)
+    got = function(*[x.to("meta") for x in inputs])
+    assert got.is_meta and got.shape == want.shape and got.dtype == want.dtype
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(x) for x in inputs]
+        assert function(*fake).shape == want.shape
+        with pytest.raises(RuntimeError, match=r"qcse::.* on (meta.* on cpu|cpu.* on meta)"):
+            function(*fake[:-1], torch.empty(inputs[-1].shape, device="meta"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
@@ -57,6 +58,14 @@ def world(
 
 def bonus_of(reward: IntrinsicReward, batch: Batch, **options: object) -> torch.Tensor:
     return reward.compute(batch, batch.online, **options)[0]
+
+
+def tensors(state: object) -> list[torch.Tensor]:
+    """All of them in nested dictionaries and lists."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return [x for part in parts for x in tensors(part)]
 
 
 class TestVcse:
@@ -200,6 +209,56 @@ class TestRnd:
         config.bonus.when = "store"
         with pytest.raises(ConfigError, match=r"bonus\.when.*predictor learns"):
             validate(config)
+
+
+class TestRowsThatAreNotFinite:
+    """One such row is left out, and it alone: at once, and in what is remembered."""
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
+    @pytest.mark.parametrize(
+        ("kind", "options"),
+        [
+            ("qcse", {}),
+            ("vcse", {}),
+            ("vcse", {"value_scale": "batch"}),
+            ("qcse", {"value_scale": "standardised", "state_scale": "d"}),
+            ("se", {}),
+            ("rnd", {}),
+        ],
+    )
+    @pytest.mark.parametrize("references", [False, True])
+    def test_every_bonus(self, kind: str, options: dict, bad: float, references: bool) -> None:
+        config = bonus_preset(kind)
+        for name, value in options.items():
+            setattr(config, name, value)
+        states, values = record_vcse.inputs("hopper")
+        (good, batch), (tried, other) = world(config, states, values), world(config, states, values)
+        rows = tried.buffer.all_online() if references else None
+        for turn in range(3):
+            spoilt, eligible = copy.deepcopy(other), batch.online.clone()
+            if turn == 1:
+                spoilt.observations[0, 5, 1] = spoilt.next_observations[0, 5, 1] = bad
+                eligible[0, 5] = False
+            got, _ = tried.compute(spoilt, spoilt.online, rows)
+            want, _ = good.compute(batch, eligible, rows)
+            assert got.isfinite().all()
+            if bad != 3e38:  # which is a neighbour, in value at least
+                torch.testing.assert_close(got, want)
+        state = tried.bonus.state_dict()
+        assert all(x.isfinite().all() for x in tensors(state)) and (got != 0).sum() > 80
+
+    def test_one_of_two_rows_of_a_transition(self) -> None:
+        config = bonus_preset("qcse")
+        states, values = record_vcse.inputs("hopper")
+        for fused in (True, False):
+            reward, batch = world(config, states, values)
+            if not fused:
+                reward.bonus.joint = None
+            batch = reward.buffer.gather(batch.index[:, :40].repeat(1, 2))
+            reward.bonus.agent.table = torch.from_numpy(values[:40]).repeat(2)
+            batch.observations[0, 3] = float("nan")
+            bonus = bonus_of(reward, batch)
+            assert bonus[0, 3] == 0 and bonus[0, 43] != 0
 
 
 class TestFusedBatch:

@@ -275,6 +275,23 @@ class TestRunningMoments:
         assert moments.mean.tolist() == [2.0, 0.0] and moments.variance.tolist() == pytest.approx([2 / 3, 1.0])
         assert moments.batches.tolist() == [1.0, 0.0]
 
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 1e30, -3e38])
+    @pytest.mark.parametrize("channels", [(), (3,)])
+    def test_a_row_that_is_not_finite_or_overflows_is_left_out(self, bad: float, channels: tuple[int, ...]) -> None:
+        x = torch.randn(2, 6, *channels, generator=torch.Generator().manual_seed(0))
+        valid = torch.ones(2, 6, dtype=torch.bool)
+        got, want = (RunningMoments((2, *channels), 10, CPU) for _ in range(2))
+        for batch in range(3):
+            bad_x, fewer = x.clone() + batch, valid.clone()
+            if batch == 1:
+                bad_x[(0, 2, *(0 for _ in channels))] = bad
+                bad_x[1] = bad  # a batch without any valid row
+                fewer[0, 2], fewer[1] = False, False
+            got.update(bad_x, valid)
+            want.update(bad_x, fewer)
+            for name, moment in want.state_dict().items():
+                assert torch.equal(got.state_dict()[name], moment) and moment.isfinite().all()
+
     def test_forgets_after_its_horizon(self) -> None:
         moments = RunningMoments((1,), 5, CPU)
         for value in [0.0] * 50 + [1.0] * 50:

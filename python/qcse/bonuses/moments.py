@@ -7,12 +7,15 @@ import copy
 import torch
 from torch import Tensor
 
+LARGEST = 1e18  # its square, and sums of a few of those, do not overflow float32; csrc/batch_entropy.h has it too
+
 
 class RunningMoments:
     """Mean and standard deviation of a stream of masked batches, per seed and channel.
 
     The rate of batch t is max(1 / t, 1 / horizon): exact over the first `horizon` batches when they are equally
-    large, an exponential average after that. A batch without a valid row changes nothing.
+    large, an exponential average after that. A batch without a valid row changes nothing. A row with a number that is
+    not finite, or beyond 1e18, is no valid one: the moments, once finite, stay so.
     """
 
     def __init__(self, shape: tuple[int, ...], horizon: int, device: torch.device) -> None:
@@ -29,6 +32,8 @@ class RunningMoments:
 
     def update(self, x: Tensor, valid: Tensor) -> None:
         """x [S, N, C] (or [S, N] where the shape is [S]); valid [S, N] bool."""
+        moderate = x.abs() <= LARGEST  # NaN is not
+        valid = valid & (moderate.all(-1) if x.dim() == 3 else moderate)
         rows = valid.sum(1)
         some = rows > 0
         self.batches += some

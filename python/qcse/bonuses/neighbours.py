@@ -92,30 +92,32 @@ class Neighbours:
             names = ("bonus/zero_radius", "bonus/covered", *self.more_diagnostics)
             return torch.zeros_like(batch.rewards), torch.zeros_like(eligible), dict.fromkeys(names, zero)
         values = self.values(batch)
+        # A row that is not finite is left out, and it alone.
+        finite = eligible & batch.observations.isfinite().all(-1) & values.isfinite()
         if learn:
-            self.observe(batch, values, eligible)
+            self.observe(batch, values, finite)
 
         # Sorted row numbers bring duplicates together and let each query find itself, without a host read.
-        rows = (torch.where(eligible, rows, -1) if references is None else rows).contiguous()
+        rows = (torch.where(finite, rows, -1) if references is None else rows).contiguous()
         ordered, order = rows.sort(dim=1)
         first = order.gather(1, torch.searchsorted(ordered, rows))  # who stands for each one's transition
         counts = first == torch.arange(rows.shape[1], device=self.device)
         features = self.features(batch.observations)
-        scaled = self.scale_values(values, values, eligible)
+        scaled = self.scale_values(values, values, finite)
         if references is None:
-            counts &= eligible
+            counts &= finite
             self_index, reference_features, reference_values = first, features, scaled
         else:
             position = torch.searchsorted(ordered, batch.index.contiguous()).clamp_(max=rows.shape[1] - 1)
             self_index = torch.where(ordered.gather(1, position) == batch.index, order.gather(1, position), -1)
             candidates = self.buffer.gather(rows)
             reference_features = self.features(candidates.observations)
-            reference_values = self.scale_values(self.values(candidates), values, eligible)
+            reference_values = self.scale_values(self.values(candidates), values, finite)
 
         # A row whose value is NaN is nobody's neighbour, and a query with one has no answer.
         radius, count = qcse_ext.knn(
             features,
-            torch.where(eligible, scaled, torch.nan),
+            torch.where(finite, scaled, torch.nan),
             self.others,
             reference_features,
             torch.where(counts, reference_values, torch.nan),

@@ -47,20 +47,25 @@ class RandomNetworkDistillation:
     def compute(
         self, batch: Batch, eligible: Tensor, references: Tensor | None = None, learn: bool = True
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """See `Bonus`. Diagnostics, where it learns: loss/predictor, the mean error over the eligible rows."""
+        """See `Bonus`. Diagnostics, where it learns: loss/predictor, the mean error over the covered rows."""
+        # A row that is not finite has no bonus; a NaN in the input would reach the predictor's gradient even behind a
+        # mask on the error.
+        finite = batch.next_observations.isfinite().all(-1)
+        covered = eligible & finite
         if learn:
             self.states.update(batch.next_observations, eligible)
         states = self.states.standardise(batch.next_observations).clamp(-CLIP, CLIP)
+        states = torch.where(finite.unsqueeze(-1), states, 0.0)
         with torch.set_grad_enabled(learn):
             error = (self.predictor(states) - self.target(states)).square().mean(-1)
-        novelty = torch.where(eligible, error.detach(), 0.0)
+        novelty = torch.where(covered, error.detach(), 0.0)
         if not learn:
-            return novelty, eligible, {}
-        loss = torch.where(eligible, error, 0.0).sum(1) / eligible.sum(1).clamp(min=1)
+            return novelty, covered, {}
+        loss = torch.where(covered, error, 0.0).sum(1) / covered.sum(1).clamp(min=1)
         self.optimizer.zero_grad(set_to_none=True)
         loss.sum().backward()
         self.optimizer.step()
-        return novelty, eligible, {"loss/predictor": loss.detach()}
+        return novelty, covered, {"loss/predictor": loss.detach()}
 
     def state_dict(self) -> dict:
         return {
