@@ -6,6 +6,7 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 SECONDS ?= 600
 PROBLEMS ?= 500
+KILLS ?= 100
 # ON builds the CUDA kernels or fails, AUTO builds them where nvcc is found; WERROR=ON makes warnings errors.
 CUDA ?= AUTO
 WERROR ?= OFF
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.qcse-installed
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc qcse_ext python -type f -not -name '*.pyc' -not -name '*.so')
 
-.PHONY: help install demo demo-maze test lint format learn bench bench-train emulate faults kernels fuzz sanitize floor lab gpu-kit gpu-run clean
+.PHONY: help install demo demo-maze test lint format learn bench bench-train emulate faults kernels crash fuzz sanitize floor lab gpu-kit gpu-run clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -59,6 +60,9 @@ emulate: install  ## the CUDA kernels executed on the CPU, on PROBLEMS random pr
 
 faults: install  ## plant faults in copies of the CUDA kernels: how many does the emulator catch? (SAMPLE=6: of six)
 	$(BIN)/python tests/emulator/faults.py --jobs $(JOBS) $(if $(SAMPLE),--sample $(SAMPLE))
+
+crash: install  ## kill runs at KILLS=100 random moments, a third amid writes: is anything lost? (needs cc, Linux)
+	$(BIN)/python -P tests/crash/run.py --kills $(KILLS) --jobs $(JOBS)
 
 fuzz: install  ## hostile files and arguments, SECONDS=600 for each target, or for TARGET="config sweep_file"
 	$(BIN)/python -P tests/fuzz/run.py --seconds $(SECONDS) $(if $(TARGET),--target $(TARGET))
