@@ -35,7 +35,7 @@ from .config import (
     to_dict,
     validate,
 )
-from .errors import ConfigError, QcseError
+from .errors import ConfigError, QcseError, printable
 from .signals import end_with_parent
 from .trust import TrustEnvSpec
 from .typed import Range, check_ranges
@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"qcse {args[0]}: interrupted", file=sys.stderr)
         return 130
-    print(f"qcse {args[0]}: {message}", file=sys.stderr)
+    print(f"qcse {args[0]}:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
     return 1
 
 

@@ -35,3 +35,10 @@ class WriteError(QcseError):
     def __init__(self, reason: str, advice: str) -> None:
         super().__init__(f"{reason}; {advice}")
         self.reason = reason
+
+    """A file that a run needs could not be written; the message says how to go on."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters written out: a name from a file must not steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -26,6 +26,7 @@ from .datasets import (
     write_d4rl,
 )
 from .envs import EnvError, make_env
+from .errors import printable
 from .files import atomic_path
 
 MATCH = 1e-5  # one-step error up to which an environment is said to be the one that made the data
@@ -110,7 +111,7 @@ class DatasetFacts:
             "actions": f"{self.action_range[0]:.4g} to {self.action_range[1]:.4g}, {self.saturated:.1%} at the bounds",
         }
         lines |= {f"metadata {name}": str(value)[:80] for name, value in self.metadata.items()}
-        return "\n".join(f"{name:<18} {text}" for name, text in lines.items())
+        return "\n".join(f"{printable(name):<18} {printable(text)}" for name, text in lines.items())
 
 
 def describe(dataset: str, family: str | None = None) -> tuple[DatasetFacts, Transitions]:

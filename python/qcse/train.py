@@ -124,6 +124,8 @@ class Trainer:
     ) -> None:
         self.task = task_for(config.env)
         validate(config)
+        if state is not None:
+            trust.check_parameters(config, state, out)
         keep_freed_memory()
         self.config, self.out, self.quiet = config, out, quiet
         self.stop_at_return, self.before_save = stop_at_return, before_save

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import logging
+import math
 import os
 import secrets
 import stat
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from .errors import TrustError
+from .errors import CheckpointError, TrustError
 from .files import atomic_path
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
 
 SWITCH = "--trust-env-spec"
 MARK = "origin"  # file in a run folder
@@ -96,6 +102,30 @@ def check_run(folder: Path, env_id: str) -> None:
             f"env: the run folder {folder} names {env_id!r}, which would import the module "
             f"{env_id.rpartition(':')[0]!r}, and nothing shows that this user started that run. If you know that "
             f"module, name it beside --resume with --env {env_id}, or give {SWITCH}"
+        )
+
+
+def check_parameters(config: TrainConfig, state: Mapping[str, Any], folder: Path) -> None:
+    """CheckpointError where a run folder's configuration asks for more weights than its checkpoint has: they would be
+    made before anybody could see that they do not fit."""
+    import torch  # not for those who only ask for help
+
+    net, storages = config.net, dict[int, int]()
+    waiting: list[Any] = [state.get("agent")]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+    weights = [sum(map(math.prod, itertools.pairwise(hidden))) for hidden in (net.policy_hidden, net.critic_hidden)]
+    asked = 4 * config.seeds * (weights[0] + net.critics * weights[1])
+    if asked > sum(storages.values()):
+        raise CheckpointError(
+            f"checkpoint: {folder} names networks of {asked:,} bytes and more in its config.json, its checkpoint holds "
+            f"{sum(storages.values()):,}; restore the configuration that the run was started with"
         )
 
 

@@ -118,7 +118,9 @@ def in_config(
             minari_set(folder, parts, entry_point="os:system", kwargs={"command": "touch executed"})
         os.mkfifo(folder / "pipe")
         (folder / "run").mkdir(exist_ok=True)
-        config = json.loads((parts / "run" / "config.json").read_text()) | changes
+        config = json.loads((parts / "run" / "config.json").read_text())
+        for key, value in changes.items():
+            config[key] = config[key] | value if isinstance(value, dict) else value
         (folder / "run" / "config.json").write_text(json.dumps(config))
         return [*command, "run"], message
 
@@ -234,6 +236,22 @@ def physics_of_states_elsewhere(folder: Path, parts: Path) -> Way:
     return ["data", "check", "data.hdf5"], "is a link to another file"
 
 
+def control_characters(command: str) -> Callable[[Path, Path], Way]:
+    """Names that would clear the screen, or set the terminal's title."""
+
+    def way(folder: Path, parts: Path) -> Way:
+        shutil.copy(parts / "good.hdf5", folder / "data.hdf5")
+        with h5py.File(folder / "data.hdf5", "r+") as file:
+            file.attrs["env_id"], file.attrs["\x1b]0;title\x07"] = "\x1b[2J-v0", "\x1b[2J\nqcse data: all is well"
+            file["\x1b[2J"] = 0
+            if command == "check":
+                del file["rewards"]
+        return ["data", command, "data.hdf5"], "" if command == "info" else "keys found: \\x1b[2J"
+
+    way.__name__ = f"control characters, data {command}"
+    return way
+
+
 def a_pipe_for_data(folder: Path, parts: Path) -> Way:
     os.mkfifo(folder / "pipe")
     return ["train", "--env", "Hopper-v5", "--dataset", "pipe", *LEARN], "is a named pipe"
@@ -309,6 +327,8 @@ WAYS: list[Callable[[Path, Path], Way]] = [
     hdf5(hostile_files.large_metadata, ""),
     hdf5(hostile_files.deep_metadata, ""),
     physics_of_states_elsewhere,
+    control_characters("info"),
+    control_characters("check"),
     a_pipe_for_data,
     a_device_for_data,
     names_in_data("check"),
@@ -349,6 +369,9 @@ WAYS: list[Callable[[Path, Path], Way]] = [
     in_config("is a device", dataset="/dev/zero", begun=False),
     in_config("is a named pipe", dataset="pipe", begun=False),
     in_config("is not a name of Minari's", dataset="minari:../../outside-v0", begun=False),
+    in_config("checkpoint holds", ("eval",), net={"policy_hidden": [60_000, 60_000]}),
+    in_config("checkpoint holds", net={"critic_hidden": [4096] * 4, "critics": 500}),
+    in_config("checkpoint holds", ("eval",), seeds=10_000),
     config_is_a_pipe,
     config_without_an_end,
     config_deeply_nested,
@@ -383,7 +406,7 @@ def test_is_closed(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here"]
     assert answer["peak"] is not None and answer["peak"] < PEAK, answer
     assert answer["code"] == (1 if message else 0), answer
-    assert "Traceback" not in said
+    assert "Traceback" not in said and "\x1b" not in said
     if message:
         errors = [line for line in said.splitlines() if line.startswith(f"qcse {words[0]}: ")]
         assert len(errors) == 1 and any(part in errors[0] for part in message.split("|")), said
