@@ -27,7 +27,7 @@ from .datasets import (
 )
 from .envs import EnvError, make_env
 from .errors import printable
-from .files import atomic_path
+from .files import atomic_path, own
 
 MATCH = 1e-5  # one-step error up to which an environment is said to be the one that made the data
 ANT_STATE = 27  # numbers of Ant's observation that are compared: its contact forces answer a rounding with leaps
@@ -374,19 +374,26 @@ def convert(source: str, target: str, env_id: str | None = None) -> str:
     Raises:
         DatasetError: a source that cannot be read, a target that exists.
     """
-    path = Path(target)
-    if not target.startswith("minari:") and path.exists():
-        raise DatasetError(f"dataset: {path} exists already; delete it or name another file")
+    if not target.startswith("minari:"):
+        path = Path(target)
+        with own(path, folder=False):
+            if path.exists():
+                raise DatasetError(f"dataset: {path} exists already; delete it or name another file")
+            return _convert_to_d4rl(source, path, env_id)
     data = load_dataset(source)
     env = env_id or recorded_env(data)
-    if target.startswith("minari:"):
-        if env_id is None and env is not None:
-            trust.check_data(env, source)
-        from .minari_data import write_minari
+    if env_id is None and env is not None:
+        trust.check_data(env, source)
+    from .minari_data import write_minari
 
-        algorithm = str(data.metadata.get("algorithm", data.metadata.get("algorithm_name", "")))
-        name = target.removeprefix("minari:")
-        return f"minari:{name} in {write_minari(name, data, env, algorithm)}"
+    algorithm = str(data.metadata.get("algorithm", data.metadata.get("algorithm_name", "")))
+    name = target.removeprefix("minari:")
+    return f"minari:{name} in {write_minari(name, data, env, algorithm)}"
+
+
+def _convert_to_d4rl(source: str, path: Path, env_id: str | None) -> str:
+    data = load_dataset(source)
+    env = env_id or recorded_env(data)
     terminals = data.bootstrap == 0
     arrays = {
         "observations": data.observations,
@@ -399,5 +406,7 @@ def convert(source: str, target: str, env_id: str | None = None) -> str:
     origin = {"source": data.source, "converted_from": os.path.basename(data.path)}
     if env is not None:
         origin["env_id"] = env
+    if source.startswith("minari:"):
+        origin["action_units"] = "unit"  # they were brought to it when they were read
     write_d4rl(path, arrays, data.metadata | origin)
     return str(path)

@@ -34,6 +34,7 @@ from . import hdf5, trust
 from .datasets import DatasetError, Transitions, bar_hidden
 from .envs import MINARI, flat_parts, make_env, task_for
 from .errors import TrustError
+from .files import own
 
 METADATA_BYTES = 16 << 20
 OPTIONS_BYTES = 100_000  # of an environment's options as JSON
@@ -461,10 +462,15 @@ def write_minari(dataset_id: str, data: Transitions, env_id: str | None, algorit
     library = _library()
     _check_name(dataset_id)
     folder = _folder() / dataset_id
-    if folder.exists():
-        raise DatasetError(
-            f"dataset: minari:{dataset_id} cannot be written: {folder} exists already; choose another name"
-        )
+    with own(folder, folder=False):
+        if folder.exists():
+            raise DatasetError(
+                f"dataset: minari:{dataset_id} cannot be written: {folder} exists already; choose another name"
+            )
+        return _write(library, dataset_id, folder, data, env_id, algorithm)
+
+
+def _write(library: Any, dataset_id: str, folder: Path, data: Transitions, env_id: str | None, algorithm: str) -> Path:
     from minari.data_collector.episode_buffer import EpisodeBuffer
 
     buffers = []
