@@ -634,6 +634,9 @@ def to_dict(config: object) -> dict[str, Any]:
     return plain(config)
 
 
+ADDED = {"action_units": "auto"}  # options that run folders of earlier versions lack, and what they meant
+
+
 def from_dict(data: object, source: str = "") -> TrainConfig:
     """The inverse of `to_dict` for a TrainConfig.
 
@@ -643,6 +646,8 @@ def from_dict(data: object, source: str = "") -> TrainConfig:
     Raises:
         ConfigError: a name is unknown or missing, or a value is not of its option's type. (`validate` looks at ranges.)
     """
+    if isinstance(data, dict):
+        data = ADDED | data
     return TrainConfig(**build(TrainConfig, data, source))
 
 

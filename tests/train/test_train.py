@@ -475,6 +475,13 @@ def test_values_that_cannot_work_are_refused(changes: dict[str, object], word: s
         validate(config)
 
 
+def test_options_that_earlier_versions_lacked_have_their_meaning() -> None:
+    config = preset("cql", "Hopper-v5")
+    data = to_dict(config)
+    del data["action_units"]
+    assert from_dict(data) == config
+
+
 def test_unknown_stored_option_is_named() -> None:
     data = to_dict(quick("sac"))
     data["cql"]["alhpa"] = 1.0
