@@ -461,6 +461,8 @@ def _collect(argv: list[str]) -> int:
     kind = MazeCollectArgs if is_maze(env) else CollectArgs
     args = parse(kind, "collect", argv, None if folder is None else stored_options(folder, kind))
     trust.from_command_line(args.trust_env_spec, known.env or None)
+    if folder is not None:
+        trust.check_run(folder, args.env)
     try:
         if isinstance(args, MazeCollectArgs):
             written = [collect_maze(args)]

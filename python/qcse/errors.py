@@ -36,8 +36,6 @@ class WriteError(QcseError):
         super().__init__(f"{reason}; {advice}")
         self.reason = reason
 
-    """A file that a run needs could not be written; the message says how to go on."""
-
 
 def printable(text: str) -> str:
     """The text with control characters written out: a name from a file must not steer the terminal."""

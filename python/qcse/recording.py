@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from . import checkpoint
+from . import checkpoint, trust
 from .config import to_dict
 from .errors import ConfigError, QcseError, WriteError
 from .files import own
@@ -194,6 +194,8 @@ def recording(args: Any, name: str, targets: Sequence[Path]) -> Iterator[Path]:
     """
     if args.finish and args.resume is None:
         raise ConfigError("finish: got no --resume; name the folder of the unfinished recording with it")
+    if Path(name).name != name:  # it may come from a folder that somebody else made
+        raise ConfigError(f"name: got {name!r}, expected the first part of a file's name, without folders")
     folder = args.out / f"{name}{SUFFIX}"
     check_folder(folder)
     with ExitStack() as stack:
@@ -216,6 +218,7 @@ def recording(args: Any, name: str, targets: Sequence[Path]) -> Iterator[Path]:
                 if target.exists():
                     raise ConfigError(f"out: {target} exists already; delete it, or name another --name or --out")
             write_json(folder / OPTIONS, plain)
+            trust.mark_run(folder, args.env)
         advice = (
             f"what was recorded is in {folder}; `qcse collect --resume {folder}` goes on, and with --finish makes a "
             "dataset of what there is"

@@ -177,3 +177,19 @@ def test_evaluating_a_group_of_seeds_looks_at_the_groups_own_mark(
     forget(monkeypatch)
     assert qcse_here("eval", "run/seed0", "--episodes", 1)[0] == 1
     assert json.loads((tmp_path / "run" / "config.json").read_text())["env"] == "ball_module:Ball-v0"
+
+
+def test_a_recording_goes_on_where_this_user_began_it(
+    tmp_path: Path, qcse_here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--steps", 40, "--policy-rows", 0, "--learning-starts", 20, "--eval-every", 60, "--hidden", 16, 16]
+    qcse_here("collect", "--env", "ball_module:Ball-v0", "--name", "ball", *words, "--threads", 1, check=True)
+    folder = tmp_path / "data" / "other.collecting"
+    folder.mkdir()
+    (folder / "collect.json").write_text(json.dumps({"env": "ball_module:Ball-v0", "name": "other"}))
+    forget(monkeypatch)
+    code, said = qcse_here("collect", "--resume", folder, "--finish")
+    assert code == 1 and "nothing shows that this user started that run" in said
+    trust.mark_run(folder, "ball_module:Ball-v0")
+    forget(monkeypatch)
+    assert "nothing is recorded" in qcse_here("collect", "--resume", folder, "--finish")[1]

@@ -261,6 +261,19 @@ def a_device_for_data(folder: Path, parts: Path) -> Way:
     return ["train", "--env", "Hopper-v5", "--dataset", "/dev/zero", *LEARN], "is a device"
 
 
+def in_recording(message: str, **options: Any) -> Callable[[Path, Path], Way]:
+    """A received recording that is to go on."""
+
+    def way(folder: Path, parts: Path) -> Way:
+        evil_module(folder)
+        (folder / "a" / "x.collecting").mkdir(parents=True)
+        (folder / "a" / "x.collecting" / "collect.json").write_text(json.dumps({"name": "x"} | options))
+        return ["collect", "--resume", "a/x.collecting"], message
+
+    way.__name__ = f"recording {options}"
+    return way
+
+
 def config_is_a_pipe(folder: Path, parts: Path) -> Way:
     (folder / "run").mkdir()
     os.mkfifo(folder / "run" / "config.json")
@@ -372,6 +385,9 @@ WAYS: list[Callable[[Path, Path], Way]] = [
     in_config("checkpoint holds", ("eval",), net={"policy_hidden": [60_000, 60_000]}),
     in_config("checkpoint holds", net={"critic_hidden": [4096] * 4, "critics": 500}),
     in_config("checkpoint holds", ("eval",), seeds=10_000),
+    in_recording("nothing shows that this user started", env="evil_module:Thing-v0"),
+    in_recording("without folders", env="Hopper-v5", name="../../outside"),
+    in_recording("without folders", env="qcse/pointmaze-umaze-v0", name="../../outside"),
     config_is_a_pipe,
     config_without_an_end,
     config_deeply_nested,
