@@ -259,9 +259,12 @@ class Trainer:
             try:
                 self._train()
             except OSError as error:
+                begun = (self.out / checkpoint.NAME).exists()
+                again = (
+                    f"go on from the last checkpoint with `qcse train --resume {self.out}`" if begun else "start again"
+                )
                 raise WriteError(
-                    f"{error.filename or self.out}: {error.strerror or error}",
-                    f"make room or mend it, then go on from the last checkpoint with `qcse train --resume {self.out}`",
+                    f"{error.filename or self.out}: {error.strerror or error}", f"make room or mend it, then {again}"
                 ) from error
 
     def _train(self) -> None:
@@ -336,7 +339,7 @@ class Trainer:
             turns = short.policy_every or 1  # until the policy has moved; a graph is captured once it is warm
             for _ in range(turns if self.device.type == "cpu" else max(turns, WARM_UP + 2)):
                 trial.update_step(online=True)
-            path = self.out / "rehearsal.pt"
+            path = self.out / ".rehearsal.partial"  # a name that is swept away, should this process be killed here
             checkpoint.save(path, trial._state() | {"rows": trial.buffer.rows_of(0, rows)})
             path.unlink()
         random.setstate(held[0])
