@@ -79,6 +79,8 @@ def task_for(env_id: str) -> Task:
             raise EnvError(
                 f"env: {env_id!r} is to be registered by module {module!r}, which cannot be imported ({error})"
             ) from error
+        except Exception as error:  # of the module's own code, or its name
+            raise _failed(env_id, f"the import of {module}", error) from error
     try:
         spec = gymnasium.spec(name)
     except gymnasium.error.Error as error:

@@ -27,6 +27,7 @@ from .typed import build, read_json
 
 SUFFIX = ".collecting"
 OPTIONS = "collect.json"
+PARTS = "[0-9]" * 12 + ".pt"  # files of rows, named after the first
 COLUMNS = ("observations", "next_observations", "actions", "rewards", "terminals", "timeouts")
 FLAGS = ("terminals", "timeouts")
 HOW = ("resume", "finish", "trust_env_spec", "out")  # how a recording is made, not what it is
@@ -96,7 +97,7 @@ class Recording(gym.Wrapper):
         """Go on behind the first so many rows of those in the folder."""
         assert self.folder is not None
         self.flushed, self.rows = rows, []
-        for path in self.folder.glob("*.pt"):
+        for path in self.folder.glob(PARTS):
             if int(path.stem) >= rows:
                 path.unlink()
 
@@ -115,7 +116,7 @@ class Recording(gym.Wrapper):
 
 def stored_rows(folder: Path) -> int:
     """Rows in a recording's folder."""
-    paths = sorted(folder.glob("*.pt"))
+    paths = sorted(folder.glob(PARTS))
     if not paths:
         return 0
     return int(paths[-1].stem) + len(checkpoint.load(paths[-1])["columns"]["rewards"])
@@ -134,7 +135,7 @@ def stored_arrays(folder: Path, last: int | None = None) -> dict[str, np.ndarray
 
 def _parts(folder: Path, rows: int) -> Iterator[dict[str, np.ndarray]]:
     """Columns of each file; what a later one holds as well, recorded again, counts there."""
-    paths = sorted(folder.glob("*.pt"))
+    paths = sorted(folder.glob(PARTS))
     stops = [int(path.stem) for path in paths[1:]] + [rows]
     covered = 0
     for path, stop in zip(paths, stops, strict=True):
@@ -148,7 +149,7 @@ def _parts(folder: Path, rows: int) -> Iterator[dict[str, np.ndarray]]:
 
 def last_state(folder: Path) -> tuple[int, str]:
     """Up to which row the recording in a folder can go on, and what `flush` kept for that; (0, "") for anew."""
-    for path in sorted(folder.glob("*.pt"), reverse=True):
+    for path in sorted(folder.glob(PARTS), reverse=True):
         part = checkpoint.load(path)
         if part["state"]:
             return part["first"] + len(part["columns"]["rewards"]), part["state"]
