@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.qcse-installed
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc qcse_ext python -type f -not -name '*.pyc' -not -name '*.so')
 
-.PHONY: help install demo demo-maze test lint format learn bench bench-train emulate faults kernels crash fuzz sanitize floor lab gpu-kit gpu-run clean
+.PHONY: help install demo demo-maze test lint format learn bench bench-train emulate faults kernels crash fuzz sanitize sanitize-core floor lab gpu-kit gpu-run clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -108,6 +108,18 @@ sanitize: install  ## the operator's tests under AddressSanitizer and UndefinedB
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 QCSE_TEST_PROBLEMS=200 \
 	  $(SANITIZED)/bin/python -P -m pytest tests/ops --deselect tests/ops/test_build.py -k "not compile"
+
+# The CPU core alone, with a driver of its own: callers on several threads while the instruction set and the search path
+# change. Needs a C++ compiler, neither torch nor an installation of the package.
+CORE := build/core
+sanitize-core: $(VENV)/.qcse-tools  ## the CPU core without torch under ThreadSanitizer, then AddressSanitizer with leak detection
+	mkdir -p build
+	for sanitizer in thread address; do \
+	  $(BIN)/cmake -S tests/sanitize -B $(CORE)-$$sanitizer -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	    -DQCSE_SANITIZE=$$sanitizer > $(CORE)-$$sanitizer.log || { cat $(CORE)-$$sanitizer.log; exit 1; }; \
+	  $(BIN)/cmake --build $(CORE)-$$sanitizer --parallel $(JOBS) --target driver && \
+	  TSAN_OPTIONS=halt_on_error=1 ASAN_OPTIONS=detect_leaks=1 $(CORE)-$$sanitizer/driver || exit 1; \
+	done
 
 lint: install  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .

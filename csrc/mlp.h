@@ -6,7 +6,7 @@
 // summation depends on the number of threads: equal threads give equal bits.
 //
 // What the way back needs of the way forward, the hidden h_l, is kept chunk by chunk of rows, in an order that is the
-// instruction set's own business.
+// instruction set's own business, and with it which set that was.
 #pragma once
 #include <cstdint>
 
@@ -25,7 +25,7 @@ struct Mlp {
   const T* x = nullptr;               // [M, rows, inputs]
   bool bf16 = false;                  // round the factors of the hidden layers' products to bfloat16 (float only)
   int64_t chunks = 0;                 // ceil(rows / kMlpChunk)
-  int64_t kept = 0;                   // scalars kept of each row: the hidden layers' widths, each rounded up to 32
+  int64_t kept = 0;                   // scalars kept of each row: 1, and the hidden layers' widths rounded up to 32
 };
 
 template <typename T>

@@ -45,6 +45,7 @@ Mlp<T> describe(const MlpArguments& a, const std::vector<const T*>& weights, con
   m.x = a.x.const_data_ptr<T>();
   m.bf16 = a.bf16;
   m.chunks = (a.rows + kMlpChunk - 1) / kMlpChunk;
+  m.kept = 1;
   for (size_t l = 0; l + 1 < a.layers.widths.size(); ++l) m.kept += (a.layers.widths[l] + 31) / 32 * 32;
   return m;
 }

@@ -75,7 +75,7 @@ def _mlp_forward_fake(
     x: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool, keep: bool
 ) -> tuple[Tensor, Tensor]:
     nets, rows, _ = x.shape
-    per_row = sum((w.shape[-1] + 31) // 32 * 32 for w in weights[:-1])
+    per_row = 1 + sum((w.shape[-1] + 31) // 32 * 32 for w in weights[:-1])
     hidden = x.new_empty(nets if keep else 0, (rows + 63) // 64, 64, per_row)  # csrc/mlp.h
     return x.new_empty(nets, rows, weights[-1].shape[-1]), hidden
 

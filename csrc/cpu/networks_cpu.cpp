@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <new>
 #include <numeric>
+#include <stdexcept>
 #include <vector>
 
 #include "network_kernels.h"
@@ -12,27 +14,58 @@
 namespace qcse::cpu {
 namespace {
 
-const NetworkKernelSet& kernel_set() {
+// All sets, best last. Further ones of the neighbour search, such as avx512vnni, extend one of these.
+constexpr const NetworkKernelSet* kSets[] = {
+    &kPortableNetworks,
 #ifdef QCSE_X86_KERNELS
-  const char* name = instruction_set();
-  // Further sets of the neighbour search, such as avx512vnni, extend this one.
-  if (std::strncmp(name, kAvx512Networks.name, std::strlen(kAvx512Networks.name)) == 0) return kAvx512Networks;
-  if (std::strcmp(name, kAvx2Networks.name) == 0) return kAvx2Networks;
+    &kAvx2Networks,
+    &kAvx512Networks,
 #endif
-  return kPortableNetworks;
+};
+
+bool is_part_of(const NetworkKernelSet& set, const char* name) {
+  return std::strncmp(name, set.name, std::strlen(set.name)) == 0;
+}
+
+// The number in kSets of the set in use.
+size_t chosen_set() {
+  const char* const name = instruction_set();
+  size_t chosen = std::size(kSets) - 1;
+  while (chosen > 0 && !is_part_of(*kSets[chosen], name)) --chosen;
+  return chosen;
 }
 
 template <typename T>
-const NetworkKernels<T>& kernels(bool bf16) {
+const NetworkKernels<T>& kernels(bool bf16, size_t set = chosen_set()) {
   if constexpr (sizeof(T) == sizeof(float)) {
 #ifdef QCSE_X86_KERNELS
     if (bf16) return kBfloat16Networks;
 #endif
-    return kernel_set().single;
+    return kSets[set]->single;
   } else {
     (void)bf16;
-    return kernel_set().twofold;
+    return kSets[set]->twofold;
   }
+}
+
+// Where mlp_forward leaves the number of its set: behind the first chunk of what it keeps.
+template <typename T>
+int64_t set_position(const Mlp<T>& m) {
+  return kMlpChunk * m.kept - 1;
+}
+
+// The set that mlp_forward ran on. Another thread may have chosen another since.
+template <typename T>
+size_t set_of(const MlpGradient<T>& gradient) {
+  const double number = static_cast<double>(gradient.hidden[set_position(gradient.mlp)]);
+  const std::vector<const char*> names = instruction_sets();
+  for (size_t set = 0; set < std::size(kSets); ++set) {
+    if (number != static_cast<double>(set)) continue;
+    if (std::any_of(names.begin(), names.end(), [&](const char* name) { return is_part_of(*kSets[set], name); })) {
+      return set;
+    }
+  }
+  throw std::invalid_argument("qcse::mlp_backward: hidden is not what mlp_forward kept on this machine");
 }
 
 constexpr std::align_val_t kCacheLine{64};
@@ -206,16 +239,18 @@ void conservative_loss(const ConservativeLoss<T>& loss, const Threads& threads) 
 
 template <typename T>
 void mlp_forward(const Mlp<T>& m, T* hidden, T* y, const Threads& threads) {
-  const MlpKernels<T>& k = kernels<T>(m.bf16).mlp;
+  const size_t set = chosen_set();
+  const MlpKernels<T>& k = kernels<T>(m.bf16, set).mlp;
   const Parts parts = parts_of(m, threads);
   for_parts<T>(threads, parts, k.workspace(m, false),
                [&](int64_t part, T* space) { k.forward(m, range_of(m, parts, part), space, hidden, y); });
+  if (hidden != nullptr) hidden[set_position(m)] = static_cast<T>(set);
 }
 
 template <typename T>
 void mlp_backward(const MlpGradient<T>& gradient, const Threads& threads) {
   const Mlp<T>& m = gradient.mlp;
-  const MlpKernels<T>& k = kernels<T>(m.bf16).mlp;
+  const MlpKernels<T>& k = kernels<T>(m.bf16, set_of(gradient)).mlp;
   const Parts parts = parts_of(m, threads);
   const bool parameters = gradient.weight_grads != nullptr;
   // Without layers it holds nothing and adds nothing.

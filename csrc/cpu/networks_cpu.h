@@ -22,7 +22,7 @@ void conservative_loss(const ConservativeLoss<T>& loss, const Threads& threads);
 template <typename T>
 void mlp_forward(const Mlp<T>& mlp, T* hidden, T* y, const Threads& threads);
 
-// With the instruction set that mlp_forward ran on.
+// On the instruction set that mlp_forward ran on. Throws std::invalid_argument where `hidden` is not its.
 template <typename T>
 void mlp_backward(const MlpGradient<T>& gradient, const Threads& threads);
 

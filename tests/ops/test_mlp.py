@@ -11,6 +11,7 @@ import torch
 from networks import error_of, layers_in_torch
 from torch import Tensor
 
+from qcse_ext import _C, build_info
 from qcse_ext.critic import has_bf16
 from qcse_ext.mlp import mlp
 
@@ -158,6 +159,32 @@ def test_hidden_activations_may_be_strided_but_have_one_shape() -> None:
     assert torch.equal(got[0], want[0]) and all(torch.equal(a, b) for a, b in zip(got[1], want[1], strict=True))
     with pytest.raises(RuntimeError, match="hidden must have shape"):
         torch.ops.qcse.mlp_backward(y, x, hidden[..., 1:], weights, False, True, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_another_instruction_set_between_forward_and_backward(dtype: torch.dtype) -> None:
+    sets = build_info()["cpu_instruction_sets"]
+    try:
+        for forward, backward in itertools.permutations(sets, 2):
+            x, weights, biases = problem(13, dtype)
+            _C.set_instruction_set(forward)
+            y = mlp(x, weights, biases)
+            _C.set_instruction_set(backward)
+            got = torch.autograd.grad(y.sum(), (x, *weights, *biases))
+            _C.set_instruction_set(forward)
+            want = torch.autograd.grad(mlp(x, weights, biases).sum(), (x, *weights, *biases))
+            assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True)), (forward, backward)
+    finally:
+        _C.set_instruction_set("")
+
+
+@pytest.mark.parametrize("number", [-1.0, 3.0, 0.5, math.nan])
+def test_hidden_activations_of_something_else_are_refused(number: float) -> None:
+    x, weights, biases = (t.detach() if isinstance(t, Tensor) else [s.detach() for s in t] for t in problem(7))
+    y, hidden = torch.ops.qcse.mlp_forward(x, weights, biases, False, True)
+    hidden[0, 0, -1, -1] = number
+    with pytest.raises(ValueError, match="hidden is not what mlp_forward kept"):
+        torch.ops.qcse.mlp_backward(y, x, hidden, weights, False, True, True)
 
 
 def test_gradcheck_and_opcheck() -> None:
