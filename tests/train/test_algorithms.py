@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import signal
 import typing
 from pathlib import Path
 
@@ -377,7 +378,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(algo: str, hopper_data: Path, tm
 
     def stopping(batch: Batch, noise: dict[str, Tensor]) -> dict[str, Tensor]:
         left[0] -= 1
-        first._interrupted = left[0] == 0
+        if left[0] == 0:
+            signal.raise_signal(signal.SIGINT)
         return update(batch, noise)
 
     first.agent.update = stopping  # type: ignore[method-assign]

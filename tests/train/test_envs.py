@@ -345,7 +345,9 @@ def test_episodes_longer_than_the_time_limit(caplog: pytest.LogCaptureFixture) -
     assert "1 of 3 episodes" in caplog.text and "the longest has 10" in caplog.text
 
 
-@pytest.mark.parametrize(("name", "message"), [(".x:Odd-v0", "the import of .x: TypeError"), (":Odd-v0", "Empty module name")])
+@pytest.mark.parametrize(
+    ("name", "message"), [(".x:Odd-v0", "the import of .x: TypeError"), (":Odd-v0", "Empty module name")]
+)
 def test_names_of_modules_that_are_none(name: str, message: str) -> None:
     with pytest.raises(EnvError, match=message):
         make_env(name)
