@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -53,18 +52,32 @@ def test_one_process_alone_owns_a_path(tmp_path: Path, folder: bool) -> None:
     assert not list(tmp_path.rglob("*.lock"))
 
 
+RACE = """
+import sys
+from qcse.errors import InUseError
+from qcse.files import own
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with own(sys.argv[1]):
+        print("mine", flush=True)
+        sys.stdin.readline()
+except InUseError:
+    print("refused", flush=True)
+"""
+
+
 def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
-    race = (
-        "import sys, time; from qcse.files import own\n"
-        "while time.time() < float(sys.argv[2]): pass\n"
-        "with own(sys.argv[1]): print('mine', flush=True); time.sleep(3)"
-    )
     for round_ in range(3):
-        start = str(time.time() + 1.5)
-        words = [sys.executable, "-P", "-c", race, str(tmp_path / str(round_)), start]
-        racers = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-        said = [racer.communicate() for racer in racers]
-        assert sorted(out for out, _ in said) == ["", "", "", "mine\n"], said
+        words = [sys.executable, "-P", "-c", RACE, str(tmp_path / str(round_))]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+        racers = [subprocess.Popen(words, **pipes) for _ in range(4)]  # type: ignore[call-overload]
+        assert [racer.stdout.readline() for racer in racers] == ["ready\n"] * 4
+        for racer in racers:
+            racer.stdin.write("go\n")
+        assert sorted(racer.stdout.readline() for racer in racers) == ["mine\n"] + ["refused\n"] * 3
+        for racer in racers:
+            racer.communicate()
 
 
 def renamed(path: Path, position: int) -> None:
