@@ -7,11 +7,16 @@ in the file itself, all of it was written, and how much memory it takes is known
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import faulthandler
 import logging
 import math
 import os
+import signal
 import stat
+import sys
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +45,7 @@ SCALAR_BYTES = MIB  # a larger scalar is left out of the metadata
 METADATA_TEXT = 10_000  # characters of a metadata text that are kept
 SCALARS, GROUPS = 1000, 1000  # metadata beyond are left out
 CHUNKS = 20_000_000
+TRIAL_SECONDS, TRIAL_ITEMS = 15, 1000  # of the process that walks through a file first
 
 SHUFFLE, FLETCHER32 = h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32
 COMPRESSORS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_LZF)
@@ -54,6 +60,7 @@ def opened(path: Path, locking: bool | None = None) -> Iterator[h5py.File]:
         OSError: the system could not read it, for another reason than a lock or a missing permission.
     """
     check_regular(path)
+    _try_out(path)
     try:
         # Each chunk is read once, so a cache of chunks would only cost memory.
         with h5py.File(path, "r", locking=locking, rdcc_nbytes=MIB) as file:
@@ -68,6 +75,56 @@ def opened(path: Path, locking: bool | None = None) -> Iterator[h5py.File]:
         raise _system_error(path, error) from error
     except (RuntimeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise DatasetError(_unreadable(path, error)) from error
+
+
+def _try_out(path: Path) -> None:
+    """Let a process of its own walk through the file first. On some damaged files HDF5's library crashes, or runs in
+    circles (a text whose heap refers to itself), which nothing in this process could end.
+
+    Raises:
+        DatasetError: it did. All else is left to the reading itself.
+    """
+    if sys.platform != "linux":  # elsewhere a process with threads may not fork
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # about threads, of which the new process needs none
+        try:
+            process = os.fork()
+        except OSError as error:  # no memory for another process's tables
+            _log.debug("not tried out: %s", error)
+            return
+    if process == 0:
+        faulthandler.disable()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(TRIAL_SECONDS)
+        try:
+            with h5py.File(path, "r", locking=False, rdcc_nbytes=MIB) as file:
+                _walk(file)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(process, 0)
+    if os.WIFSIGNALED(status):
+        how = "does not come to an end" if os.WTERMSIG(status) == signal.SIGALRM else "crashes"
+        raise DatasetError(
+            f"dataset: {path} is damaged: HDF5's library {how} where it reads what the file holds; copy or download it "
+            "again"
+        )
+
+
+def _walk(file: h5py.File) -> None:
+    """Look at what reading will look at, but for the numbers."""
+    scalars(file)
+    seen = []
+
+    def look(name: str, item: h5py.Group | h5py.Dataset) -> bool | None:
+        seen.append(name)
+        list(item.attrs)
+        if isinstance(item, h5py.Dataset):
+            with contextlib.suppress(QcseError):
+                array(file, name)
+        return True if len(seen) == TRIAL_ITEMS else None  # which ends the visit
+
+    file.visititems(look)
 
 
 def check_regular(path: Path, what: str = "dataset") -> None:

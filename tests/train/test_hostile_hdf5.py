@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -171,3 +173,20 @@ def test_the_memory_that_is_needed_is_compared_with_what_there_is(
     monkeypatch.setattr(hdf5, "available_memory", lambda: None)
     assert len(load_d4rl(path)) == 400_000
     assert np.isfinite(load_d4rl(path).rewards).all()
+
+
+@pytest.mark.parametrize(
+    ("walk", "message"),
+    [
+        (lambda file: time.sleep(60), "does not come to an end"),
+        (lambda file: os.kill(os.getpid(), signal.SIGSEGV), "crashes"),
+    ],
+)
+def test_a_library_that_hangs_or_crashes_does_so_elsewhere(walk, message: str, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "data.hdf5"
+    hostile_files.good(path)
+    assert len(load_d4rl(path, progress=False)) > 0
+    monkeypatch.setattr(hdf5, "TRIAL_SECONDS", 1)
+    monkeypatch.setattr(hdf5, "_walk", walk)
+    with pytest.raises(DatasetError, match=f"HDF5's library {message}"):
+        load_d4rl(path, progress=False)
