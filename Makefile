@@ -65,7 +65,7 @@ crash: install  ## kill runs at KILLS=100 random moments, a third amid writes: i
 	$(BIN)/python -P tests/crash/run.py --kills $(KILLS) --jobs $(JOBS)
 
 fuzz: install  ## hostile files and arguments, SECONDS=600 for each target, or for TARGET="config sweep_file"
-	$(BIN)/python -P tests/fuzz/run.py --seconds $(SECONDS) $(if $(TARGET),--target $(TARGET))
+	$(BIN)/python -P tests/fuzz/run.py --seconds $(SECONDS) $(if $(TARGET),--target $(TARGET)) $(if $(SEED),--seed $(SEED))
 
 kernels: install  ## compile every CUDA kernel for every architecture; a new register spill fails (needs nvcc, no GPU)
 	$(BIN)/python benchmarks/kernel_resources.py

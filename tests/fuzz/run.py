@@ -1,6 +1,6 @@
 """Fuzz every target, tests/fuzz/test_TARGET.py, for so many seconds: examples that nobody tried before.
 
-python tests/fuzz/run.py [--seconds 600] [--target config ...] [--memory 8]
+python tests/fuzz/run.py [--seconds 600] [--target config ...] [--memory 8] [--seed 0]
 
 Each round is a process of its own with other random examples. An exception, a crash, a hang of 20 seconds or an
 allocation beyond the memory that is granted is a failure; the example is printed, and kept in tests/fuzz/seeds.
@@ -30,21 +30,22 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="for each target")
     parser.add_argument("--target", nargs="*", choices=known, help="default: all")
     parser.add_argument("--memory", type=float, default=8.0, help="GiB of addresses for a target's process")
+    parser.add_argument("--seed", type=int, help="of the first round, the next having one more; default: new")
     arguments = parser.parse_args()
     failed = []
     for target in arguments.target or known:
-        if not fuzz(target, arguments.seconds, int(arguments.memory * 2**30)):
+        if not fuzz(target, arguments.seconds, int(arguments.memory * 2**30), arguments.seed):
             failed.append(target)
     print(f"failed: {', '.join(failed)}" if failed else "no failure")
     return 1 if failed else 0
 
 
-def fuzz(target: str, seconds: float, memory: int) -> bool:
+def fuzz(target: str, seconds: float, memory: int, seed: int | None = None) -> bool:
     """Rounds of one target until the time is over, or one fails."""
     started = time.monotonic()
     tried, rounds, examples, left = 0, 0, 50, seconds
     while left > 0:
-        count, busy, failure = play(target, examples, memory)
+        count, busy, failure = play(target, examples, memory, None if seed is None else seed + rounds)
         tried, rounds = tried + count, rounds + 1
         if failure:
             print(failure)
@@ -57,12 +58,12 @@ def fuzz(target: str, seconds: float, memory: int) -> bool:
     return True
 
 
-def play(target: str, examples: int, memory: int) -> tuple[int, float, str]:
+def play(target: str, examples: int, memory: int, seed: int | None) -> tuple[int, float, str]:
     """One round: examples tried, seconds that they took, and what failed, or ""."""
     with tempfile.TemporaryDirectory() as state:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=short",
-             str(HERE / f"test_{target}.py")],
+             str(HERE / f"test_{target}.py"), *([] if seed is None else [f"--hypothesis-seed={seed}"])],
             env=os.environ | {"QCSE_FUZZ_STATE": state, "QCSE_FUZZ_EXAMPLES": str(examples)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="backslashreplace",
             start_new_session=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (memory, memory)),
