@@ -115,7 +115,7 @@ def torment(name: str, kills: int, folder: Path, shim: Path, seed: int) -> colle
                 count.update(["kills", "amid writes"] if amid else ["kills"])
                 continue
             assert process.returncode == 0, f"{name}: {errors}"
-            finished = True
+            finished, takes = True, max(3.0, 0.8 * takes)  # it may take less than it did: be quicker
         found = results(out)
         different = [part for part in expected if expected[part] != found.get(part)]
         assert not different and expected.keys() == found.keys(), f"{name}: {out} differs in {different}"
