@@ -151,6 +151,7 @@ def _move_a_copy(path: Path, target: Path) -> None:
         os.replace(path, target)
     else:
         os.replace(link, target)
+        link.unlink(missing_ok=True)  # still there where `target` was this very file: then a move does nothing
 
 
 def load_run(folder: Path, device: torch.device | str = "cpu", buffer: bool = True) -> dict[str, Any] | None:

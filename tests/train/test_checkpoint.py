@@ -102,6 +102,16 @@ def test_the_checkpoint_before_stands_in_and_is_not_replaced_by_a_damaged_one(
         checkpoint.load_run(tmp_path)
 
 
+def test_killed_between_the_two_moves_nothing_is_left_over(store: Checkpoints, tmp_path: Path) -> None:
+    (tmp_path / PREVIOUS).unlink()
+    os.link(tmp_path / NAME, tmp_path / PREVIOUS)
+    buffer = ring()
+    fill(buffer, 40)
+    store.save({"step": 3, "weights": torch.zeros(1)}, buffer, settled=40)
+    assert not list(tmp_path.rglob("*.partial"))
+    assert [checkpoint.load(tmp_path / name)["step"] for name in (PREVIOUS, NAME)] == [2, 3]
+
+
 def test_a_segment_of_another_place_or_run_is_refused(store: Checkpoints, tmp_path: Path) -> None:
     first, second = tmp_path / "buffer" / "000000.pt", tmp_path / "buffer" / "000001.pt"
     good = first.read_bytes()
