@@ -14,11 +14,11 @@ import time
 
 import torch
 
-from qcse.agents import AGENTS
-from qcse.buffer import COLUMNS, ReplayBuffer
 from qcse.config import preset
-from qcse.reward import IntrinsicReward
-from qcse.streams import Streams
+from qcse.learn.agents import AGENTS
+from qcse.learn.buffer import COLUMNS, ReplayBuffer
+from qcse.learn.reward import IntrinsicReward
+from qcse.learn.streams import Streams
 
 STATE_DIM, ACTION_DIM, DATASET_ROWS, REPEATS = 17, 6, 1000, 7
 CASES = [("qcse", "batch"), ("vcse", "batch"), ("se", "batch"), ("rnd", "batch"), ("qcse", "buffer"), ("se", "buffer")]

@@ -14,11 +14,13 @@ import statistics
 import sys
 from pathlib import Path
 
-from qcse.agents import AGENTS
-from qcse.datasets import load_dataset, normalized_score
-from qcse.demo import embedded_dataset
-from qcse.log import machine_facts, write_json
-from qcse.sweep import rows, run_all
+from qcse.config.plain import write_json
+from qcse.data.sources import load_dataset
+from qcse.data.tasks import embedded
+from qcse.envs.scores import normalized_score
+from qcse.learn.agents import AGENTS
+from qcse.runs.launch import rows, run_all
+from qcse.runs.machine import machine_facts
 
 SEEDS = 3
 OFFLINE, ONLINE = 20_000, 5_000
@@ -61,10 +63,10 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes at a time, of one thread each")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    data = ["--dataset", str(embedded_dataset())]
+    data = ["--dataset", str(embedded("hopper-replay.hdf5"))]
     runs = {arguments.out / algo: [*options(algo), *data] for algo in arguments.algos}
     run_all(runs, OFFLINE + ONLINE, arguments.workers)
-    returns = load_dataset(embedded_dataset(), progress=False).episode_returns()
+    returns = load_dataset(embedded("hopper-replay.hdf5"), progress=False).episode_returns()
     behaviour = float(normalized_score("hopper", returns).mean())
     print(
         f"\nHopper-v5, normalised score: mean (least to greatest) of {SEEDS} seeds, untrained, after up to {OFFLINE} "

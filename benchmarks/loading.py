@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from qcse.config import TrainConfig, preset
-from qcse.train import Trainer
+from qcse.runs.trainer import Trainer
 
 ENV, D, A, LENGTH = "HalfCheetah-v5", 17, 6, 1000
 KINDS = ("gzip", "plain", "gzip, no next_observations")

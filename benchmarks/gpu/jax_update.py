@@ -23,9 +23,9 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qcse.agents.sac import SAC
     from qcse.config import TrainConfig
-    from qcse.nets import BatchedMLP
+    from qcse.learn.agents.sac import SAC
+    from qcse.learn.nets import BatchedMLP
 
 Array = jax.Array
 Layers = list[tuple[Array, Array]]  # weight [in, out] and bias [1, out] of each; the critics' have [E, ...] before

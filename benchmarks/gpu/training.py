@@ -32,22 +32,15 @@ from typing import Any
 
 import torch
 
-from qcse.agents import AGENTS
-from qcse.bench import (
-    CORL_POLICY_HIDDEN,
-    DATASET_ROWS,
-    ONLINE_ROWS,
-    configuration,
-    corl_step,
-    our_step,
-    quartiles,
-    random_transitions,
-)
-from qcse.cli import BenchArgs
+from qcse.bench import configuration, corl_step, our_step, random_transitions
+from qcse.bench.candidates import CORL_POLICY_HIDDEN, DATASET_ROWS, ONLINE_ROWS
+from qcse.bench.rates import quartiles
+from qcse.config.commands import BenchArgs
 from qcse.errors import QcseError
-from qcse.step import WARM_UP, capturable
-from qcse.streams import Streams
-from qcse.train import keep_freed_memory, resolve_device, use_precision
+from qcse.learn.agents import AGENTS
+from qcse.learn.streams import Streams
+from qcse.learn.update import WARM_UP, capturable
+from qcse.runs.device import keep_freed_memory, resolve_device, use_precision
 
 ALGO = "cal_ql"
 WARM = WARM_UP + 2  # updates that are not timed: the capture and a replay are among them

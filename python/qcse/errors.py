@@ -17,6 +17,10 @@ class DatasetError(QcseError):
     """A dataset cannot be read, written or used."""
 
 
+class EnvError(QcseError):
+    """An environment is unknown, of an unsuitable kind, or does not fit the data or the stored run."""
+
+
 class TrustError(QcseError):
     """Data or a run folder of unknown origin names code, which is not executed."""
 

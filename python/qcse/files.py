@@ -9,6 +9,7 @@ import platform
 import random
 import re
 import secrets
+import stat
 import sys
 import tempfile
 import threading
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import InUseError
+from .errors import DatasetError, InUseError
 
 PATIENCE = 1.0  # seconds in which processes that ask for the same path at once sort out who gets it
 
@@ -77,6 +78,24 @@ def _prefix(target: Path) -> str:
     if len(os.fsencode(name)) > 80:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
     return f".{name}."
+
+
+def check_regular(path: Path, what: str = "dataset") -> None:
+    """DatasetError unless there is a regular file, which a pipe or a device, that may never end, is not."""
+    try:
+        facts = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetError(
+            f"{what}: no file at {path}; expected an HDF5 file in D4RL's layout (`qcse collect` makes one)"
+        ) from None
+    except ValueError as error:  # a name that no file can have
+        raise DatasetError(f"{what}: {str(path)!r} cannot be a file's name ({error})") from None
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    if not stat.S_ISREG(facts.st_mode):
+        kind = kinds.get(stat.S_IFMT(facts.st_mode), "a device")
+        raise DatasetError(f"{what}: {path} is {kind}, not a file; expected an HDF5 file in D4RL's layout")
+    if facts.st_size == 0:
+        raise DatasetError(f"{what}: {path} is empty, not an HDF5 file; copy or download it again")
 
 
 # Ownership. Neither flock nor hard links are needed, which not every network file system has: each process that wants a

@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from qcse import checkpoint
-from qcse.demo import embedded_dataset
+from qcse.data.tasks import embedded
+from qcse.runs import checkpoint
 
 HERE = Path(__file__).parent
 QUICK = """
@@ -50,7 +50,7 @@ TIMED = ("wall_seconds", "steps_per_second")  # what the clock decides
 
 def command(words: str, out: Path, resume: bool) -> list[str]:
     options = ["--resume", str(out)] if resume else [*QUICK.split(), *words.split(), "--out", str(out)]
-    data = [] if resume else ["--dataset", str(embedded_dataset())]
+    data = [] if resume else ["--dataset", str(embedded("hopper-replay.hdf5"))]
     return [sys.executable, "-P", "-m", "qcse", "train", *options, *data]
 
 

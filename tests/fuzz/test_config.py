@@ -11,7 +11,8 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qcse.config import ADDED, TrainConfig, differences, from_dict, preset, read_config, to_dict, validate
+from qcse.config import TrainConfig, differences, from_dict, preset, read_config, to_dict, validate
+from qcse.config.options import ADDED
 from qcse.errors import ConfigError
 
 STORED = to_dict(preset("cal_ql", "Hopper-v5", bonus="qcse"))

@@ -13,8 +13,10 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qcse import hdf5
-from qcse.datasets import DatasetError, Transitions, load_d4rl
+from qcse.data import hdf5
+from qcse.data.d4rl import load_d4rl
+from qcse.data.transitions import Transitions
+from qcse.errors import DatasetError
 
 KINDS = ("plain", "chunked", "packed", "latest")
 N = 60

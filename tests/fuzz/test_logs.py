@@ -11,8 +11,9 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qcse.log import EVAL_COLUMNS, CsvLog, LogError, RunLog, append_machine_facts
 from qcse.report import ReportError, Run, group_runs, read_run, table_rows
+from qcse.runs.log import EVAL_COLUMNS, CsvLog, LogError, RunLog
+from qcse.runs.machine import append_machine_facts
 
 CONFIG = {
     "algo": "cal_ql", "env": "Hopper-v5", "bonus": {"kind": "qcse", "k": 10}, "seed": 0, "offline_steps": 100,

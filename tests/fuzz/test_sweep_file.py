@@ -10,10 +10,10 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qcse.cli import RANGES, SweepArgs
+from qcse.config.commands import RANGES, SweepArgs
+from qcse.config.ranges import check_ranges
 from qcse.errors import ConfigError
-from qcse.sweep import OPTIONS, read_file
-from qcse.typed import check_ranges
+from qcse.runs.sweep import OPTIONS, read_file
 
 names = st.sampled_from([*OPTIONS, "workers", "extra", "out", "file", "a", "'b c'"])
 scalars = st.sampled_from(

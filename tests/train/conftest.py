@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcse.cli import main
-from qcse.d4rl_envs import register_robotics
-from qcse.datasets import write_d4rl
-from qcse.envs import make_env
-from qcse.recording import Recording
+from qcse.cli.main import main
+from qcse.collect.recording import Recording
+from qcse.data.d4rl import write_d4rl
+from qcse.envs.make import make_env
+from qcse.envs.robotics import register_robotics
 
 # Networks and batches that make a step take about a millisecond; nothing that changes what is tested.
 QUICK = [

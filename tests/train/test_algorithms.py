@@ -18,16 +18,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcse import checkpoint
-from qcse.agents import AGENTS
-from qcse.agents.sac import SAC
 from qcse.bench import bench, configuration, our_step
-from qcse.buffer import Batch
-from qcse.cli import BenchArgs
 from qcse.config import Algo, BonusKind, TrainConfig, preset, validate
+from qcse.config.commands import BenchArgs
 from qcse.errors import ConfigError
-from qcse.streams import Streams
-from qcse.train import RunInterrupted, Trainer
+from qcse.learn.agents import AGENTS
+from qcse.learn.agents.sac import SAC
+from qcse.learn.buffer import Batch
+from qcse.learn.streams import Streams
+from qcse.runs import checkpoint
+from qcse.runs.trainer import RunInterrupted, Trainer
 
 STATE_DIM, ACTION_DIM, BATCH, CRITICS, SUBSET, SAMPLED, SEEDS = 4, 2, 12, 5, 2, 3, 2
 
@@ -333,7 +333,7 @@ def test_wsrl_warms_up_with_the_frozen_policy_and_retains_no_data(hopper_data: P
 def test_rlpd_samples_half_of_each_batch_from_the_data(hopper_data: Path, tmp_path: Path) -> None:
     trainer = Trainer(small("rlpd", dataset=hopper_data, offline_steps=0), tmp_path, quiet=True)
     trainer.run()
-    batch = trainer.buffer.sample(trainer.streams, 16, trainer.config.offline_fraction)
+    batch = trainer.buffer.sample(trainer.experiment.streams, 16, trainer.config.offline_fraction)
     assert batch.online.sum(1).tolist() == [8]
     assert preset("rlpd", "Hopper-v5").offline_steps == 0
 
@@ -400,7 +400,7 @@ def test_the_benchmark_times_every_algorithm_with_its_own_ensemble(tmp_path: Pat
     args = BenchArgs(algos=ALGORITHMS, batch_size=32, actions=2, policy_hidden=(16,), critic_hidden=(16,), device="cpu")
     args.threads = args.rounds = args.updates = args.warm_up = 1
     args.json = tmp_path / "bench.json"
-    assert bench(args) == 0
+    bench(args)
     records = json.loads(args.json.read_text())["records"]
     assert [(r["algo"], r["bonus"]) for r in records] == list(itertools.product(ALGORITHMS, ("none", "qcse")))
     assert all(record["updates_per_second"] > 0 for record in records)

@@ -14,12 +14,14 @@ import record_vcse
 import torch
 
 import qcse_ext.batch
-from qcse.bonuses import neighbours
-from qcse.bonuses.neighbours import Neighbours, QConditionedEntropy
-from qcse.buffer import Batch, ReplayBuffer
-from qcse.config import BonusConfig, ConfigError, bonus_preset, preset, validate
-from qcse.reward import IntrinsicReward
-from qcse.streams import Streams
+from qcse.config import BonusConfig, bonus_preset, preset, validate
+from qcse.errors import ConfigError
+from qcse.learn.bonuses import qcse as conditioned
+from qcse.learn.bonuses.neighbours import Neighbours
+from qcse.learn.bonuses.qcse import QConditionedEntropy
+from qcse.learn.buffer import Batch, ReplayBuffer
+from qcse.learn.reward import IntrinsicReward
+from qcse.learn.streams import Streams
 
 CPU = torch.device("cpu")
 VECTORS = json.loads((Path(__file__).parent / "vcse_vectors.json").read_text())
@@ -279,7 +281,7 @@ class TestFusedBatch:
         for reward, compute in ((fused, QConditionedEntropy.compute), (separate, Neighbours.compute)):
             monkeypatch.setattr(reward.bonus, "compute", functools.partial(compute, reward.bonus))
         monkeypatch.setattr(
-            neighbours, "batch_entropy", lambda *args: calls.append(args) or qcse_ext.batch.batch_entropy(*args)
+            conditioned, "batch_entropy", lambda *args: calls.append(args) or qcse_ext.batch.batch_entropy(*args)
         )
         generator = torch.Generator().manual_seed(0)
         for turn in range(4):

@@ -17,10 +17,10 @@ from conftest import QUICK
 from test_files import holder
 from test_resume import equal
 
-from qcse import checkpoint
-from qcse.buffer import ReplayBuffer
-from qcse.checkpoint import NAME, PREVIOUS, Checkpoints
 from qcse.errors import CheckpointError
+from qcse.learn.buffer import ReplayBuffer
+from qcse.runs import checkpoint
+from qcse.runs.checkpoint import NAME, PREVIOUS, Checkpoints
 
 
 def ring() -> ReplayBuffer:

@@ -17,9 +17,10 @@ import pytest
 from conftest import qcse_command
 from test_files import holder
 
-from qcse import checkpoint, datasets
-from qcse.d4rl_envs import PointMazeEnv
-from qcse.recording import Recording, stored_rows
+from qcse.collect.recording import Recording, stored_rows
+from qcse.data.d4rl import load_d4rl
+from qcse.envs.mazes import PointMazeEnv
+from qcse.runs import checkpoint
 
 Here = Callable[..., tuple[int, str]]
 SAC = ["collect", "--env", "Hopper-v5", "--steps", 150, "--learning-starts", 20, "--eval-every", 60, "--hidden", 16]
@@ -73,7 +74,7 @@ def _class(env: str) -> type:
 def test_a_recording_that_failed_goes_on_to_the_same_bits(
     words: list[Any], names: tuple[str, ...], step: int, tmp_path: Path, qcse_here: Here, monkeypatch
 ) -> None:
-    monkeypatch.setattr("qcse.collect_maze.FLUSH_ROWS", 100)
+    monkeypatch.setattr("qcse.collect.maze.FLUSH_ROWS", 100)
     qcse_here(*words, "--out", "whole", check=True)
     assert {path.name for path in (tmp_path / "whole").iterdir()} == set(names)
     mend = failing_at(monkeypatch, words[2], step)
@@ -110,7 +111,7 @@ def test_what_there_is_becomes_a_dataset(tmp_path: Path, qcse_here: Here, monkey
     qcse_here("collect", "--resume", "d", "--finish", check=True)
     assert [path.name for path in (tmp_path / "d").iterdir()] == ["hopper-replay.hdf5"]
     assert len(content(tmp_path / "d" / "hopper-replay.hdf5")["rewards"]) == rows > 0
-    assert datasets.load_d4rl(tmp_path / "d" / "hopper-replay.hdf5").metadata["action_units"] == "unit"
+    assert load_d4rl(tmp_path / "d" / "hopper-replay.hdf5").metadata["action_units"] == "unit"
     code, said = qcse_here(*SAC, "--out", "e", "--finish")
     assert code == 1 and "got no --resume" in said and not (tmp_path / "e").exists()
 
@@ -152,7 +153,7 @@ def test_a_place_that_cannot_be_written_is_known_before_work_begins(
         raise OSError(30, "Read-only file system", str(self))
 
     monkeypatch.setattr(Path, "write_text", refuses)
-    monkeypatch.setattr("qcse.collect.Trainer", None)
+    monkeypatch.setattr("qcse.collect.sac.Trainer", None)
     code, said = qcse_here(*SAC, "--out", "d")
     assert code == 1 and "hopper-replay.hdf5: Read-only file system" in said
 
@@ -162,7 +163,7 @@ def test_a_failed_write_keeps_the_rows(tmp_path: Path, qcse_here: Here, monkeypa
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("qcse.collect_maze.write_d4rl", full)
+        patch.setattr("qcse.collect.maze.write_d4rl", full)
         code, said = qcse_here(*MAZE, "--out", "d")
     assert code == 1 and "pointmaze-umaze.hdf5: No space left on device; what was recorded is in" in said
     qcse_here("collect", "--resume", "d", check=True)
@@ -170,7 +171,7 @@ def test_a_failed_write_keeps_the_rows(tmp_path: Path, qcse_here: Here, monkeypa
 
 
 def test_rows_that_are_missing_or_damaged_are_named(tmp_path: Path, qcse_here: Here, monkeypatch) -> None:
-    monkeypatch.setattr("qcse.collect_maze.FLUSH_ROWS", 100)
+    monkeypatch.setattr("qcse.collect.maze.FLUSH_ROWS", 100)
     failing_at(monkeypatch, MAZE[2], 700)
     assert qcse_here(*MAZE, "--out", "d")[0] == 1
     parts = sorted((tmp_path / "d").glob("*/rows/*.pt"))

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from conftest import QUICK
 
-from qcse.cli import main
-from qcse.collect_maze import MazeCollectArgs, collect_maze, is_maze
+from qcse.cli.main import main
+from qcse.collect.maze import collect_maze, is_maze
 from qcse.config import TrainConfig, differences, preset
-from qcse.datasets import load_d4rl, monte_carlo_returns
+from qcse.config.commands import MazeCollectArgs
+from qcse.data.d4rl import load_d4rl
+from qcse.data.physics import check_physics
+from qcse.data.tasks import find_task
+from qcse.data.transitions import monte_carlo_returns
 from qcse.errors import ConfigError
-from qcse.inspection import check_physics
-from qcse.tasks import find_task
 
 ANT = "qcse/antmaze-umaze-v2"
 

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from conftest import qcse_command, record_random_policy, shared_data
 
-from qcse.data_cli import data
-from qcse.datasets import DatasetError, load_d4rl, write_d4rl
-from qcse.envs import EnvError
-from qcse.inspection import MATCH, check_physics, convert, describe, draw
-from qcse.tasks import TASKS
+from qcse.cli.data import data
+from qcse.data.convert import convert
+from qcse.data.d4rl import load_d4rl, write_d4rl
+from qcse.data.facts import describe
+from qcse.data.physics import MATCH, check_physics
+from qcse.data.picture import draw
+from qcse.data.tasks import TASKS
+from qcse.errors import DatasetError, EnvError
 
 
 def small(path: Path) -> Path:

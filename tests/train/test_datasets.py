@@ -13,17 +13,12 @@ from conftest import shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcse import datasets
-from qcse.datasets import (
-    DatasetError,
-    Transitions,
-    load_d4rl,
-    mean_and_spread,
-    monte_carlo_returns,
-    normalized_score,
-    task_family,
-    write_d4rl,
-)
+from qcse.data import d4rl as datasets
+from qcse.data import transitions
+from qcse.data.d4rl import load_d4rl, write_d4rl
+from qcse.data.transitions import Transitions, mean_and_spread, monte_carlo_returns
+from qcse.envs.scores import normalized_score, task_family
+from qcse.errors import DatasetError
 
 
 def recording(lengths: list[int], ends: list[str], dim: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
@@ -118,7 +113,8 @@ def test_dropping_rows_block_by_block_equals_dropping_them_at_once(
     del arrays["next_observations"]
     path = plain_file(tmp_path / "a", arrays, chunks=True)
     whole = load_d4rl(path)
-    monkeypatch.setattr(datasets, "SLAB_BYTES", 100)  # 8 rows of observations, 25 of rewards
+    for module in (datasets, transitions):  # 8 rows of observations, 25 of rewards
+        monkeypatch.setattr(module, "SLAB_BYTES", 100)
     assert load_d4rl(path).fingerprint() == whole.fingerprint()
 
 
@@ -273,7 +269,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, arr
 
 def test_memory_while_reading_stays_near_the_arrays_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = recording([1000] * 60, ["timeout"] * 60, dim=40)
-    monkeypatch.setattr(datasets, "SLAB_BYTES", 1 << 20)
+    for module in (datasets, transitions):
+        monkeypatch.setattr(module, "SLAB_BYTES", 1 << 20)
     write_d4rl(tmp_path / "full", arrays, {}, compression=1)
     del arrays["next_observations"]
     write_d4rl(tmp_path / "antmaze", arrays, {}, compression=1)
@@ -417,7 +414,8 @@ def test_independent_data(name: str, rows: int, ends: int, tmp_path: Path) -> No
 
 def test_mean_and_spread_by_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     states = np.random.default_rng(0).normal([0, 5, -100], [1, 0.01, 30], (1000, 3)).astype(np.float32)
-    monkeypatch.setattr(datasets, "SLAB_BYTES", 4096)
+    for module in (datasets, transitions):
+        monkeypatch.setattr(module, "SLAB_BYTES", 4096)
     mean, spread = mean_and_spread(states)
     np.testing.assert_allclose(mean, states.astype(np.float64).mean(0), rtol=1e-6)
     np.testing.assert_allclose(spread, states.astype(np.float64).std(0) + 1e-3, rtol=1e-6)

@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 from conftest import QUICK
 
-from qcse import download as module
-from qcse.datasets import DatasetError, check_structure, load_d4rl, write_d4rl
-from qcse.download import DownloadError, address, download, task_file
-from qcse.tasks import TASKS, find_task
+from qcse.data import download as module
+from qcse.data.d4rl import check_structure, load_d4rl, write_d4rl
+from qcse.data.download import DownloadError, address, download, task_file
+from qcse.data.tasks import TASKS, find_task
+from qcse.errors import DatasetError
 
 TASK = find_task("maze2d-umaze-v1")
 WHOLE = ["data.hdf5", "data.hdf5.digest.json"]

@@ -14,18 +14,12 @@ import pytest
 import torch
 from conftest import shared_data
 
-from qcse import envs
-from qcse.datasets import Transitions, load_d4rl
-from qcse.envs import (
-    EnvError,
-    EpisodeRecorder,
-    Evaluator,
-    check_compatible,
-    evaluate,
-    make_env,
-    task_for,
-    use_unit_actions,
-)
+from qcse.data.compatible import check_compatible, use_unit_actions
+from qcse.data.d4rl import load_d4rl
+from qcse.data.transitions import Transitions
+from qcse.envs.episodes import EpisodeRecorder, Evaluator, Policy, evaluate
+from qcse.envs.make import make_env, task_for
+from qcse.errors import EnvError
 
 MUJOCO = {"Hopper-v5": (11, 3), "Walker2d-v5": (17, 6), "HalfCheetah-v5": (17, 6), "Ant-v5": (105, 8)}
 
@@ -475,7 +469,7 @@ def test_a_stored_episode_that_cannot_be_repeated(caplog: pytest.LogCaptureFixtu
 # Evaluation.
 
 
-def policy(size: int, calls: list[tuple[int, ...]] | None = None) -> envs.Policy:
+def policy(size: int, calls: list[tuple[int, ...]] | None = None) -> Policy:
     def act(observations: np.ndarray) -> np.ndarray:
         if calls is not None:
             calls.append(observations.shape)

@@ -17,9 +17,11 @@ import hostile_files
 import numpy as np
 import pytest
 
-from qcse import hdf5
-from qcse.datasets import DatasetError, load_d4rl
-from qcse.inspection import check_physics, describe
+from qcse.data import hdf5
+from qcse.data.d4rl import load_d4rl
+from qcse.data.facts import describe
+from qcse.data.physics import check_physics
+from qcse.errors import DatasetError
 
 REFUSED: list[tuple[Callable[[Path], Path], str]] = [
     (hostile_files.external_link, "rewards is a link to another file"),

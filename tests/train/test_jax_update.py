@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from qcse.agents import AGENTS
-from qcse.agents.sac import SAC, Noise
 from qcse.bench import configuration, random_transitions
-from qcse.buffer import Batch
-from qcse.cli import BenchArgs
 from qcse.config import TrainConfig
-from qcse.streams import Streams
+from qcse.config.commands import BenchArgs
+from qcse.learn.agents import AGENTS
+from qcse.learn.agents.sac import SAC, Noise
+from qcse.learn.buffer import Batch
+from qcse.learn.streams import Streams
 from qcse_ext import critic
 
 jax = pytest.importorskip("jax")

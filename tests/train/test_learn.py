@@ -10,9 +10,9 @@ from types import ModuleType
 
 import pytest
 
-from qcse import train
-from qcse.agents import AGENTS
-from qcse.cli import main
+from qcse.cli.main import main
+from qcse.learn.agents import AGENTS
+from qcse.runs import trainer as train
 
 
 @pytest.fixture

@@ -19,20 +19,12 @@ import numpy as np
 import pytest
 import torch
 
-from qcse import log as log_module
+from qcse.config.plain import json_text, write_json
 from qcse.errors import QcseError
-from qcse.log import (
-    EVAL_COLUMNS,
-    CsvLog,
-    LogError,
-    RunLog,
-    append_machine_facts,
-    describe_changes,
-    json_text,
-    machine_facts,
-    moves_bits,
-    write_json,
-)
+from qcse.runs import log as log_module
+from qcse.runs import machine
+from qcse.runs.log import EVAL_COLUMNS, CsvLog, LogError, RunLog
+from qcse.runs.machine import append_machine_facts, describe_changes, machine_facts, moves_bits
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -372,18 +364,18 @@ def test_the_commit_is_this_projects_or_none(tmp_path: Path) -> None:
 
     package = tmp_path / "python" / "qcse"
     package.mkdir(parents=True)
-    assert log_module._commit(package) is None  # no checkout
+    assert machine.commit_of(package) is None  # no checkout
     git("init", "-q")
     (tmp_path / "other.txt").write_text("a")
     git("add", "other.txt")
     git("commit", "-qm", "one")
-    assert log_module._commit(package) is None  # another project's checkout
-    (package / "log.py").write_text("")
+    assert machine.commit_of(package) is None  # another project's checkout
+    (package / "__init__.py").write_text("")
     git("add", "python")
     git("commit", "-qm", "two")
-    assert log_module._commit(package) == git("rev-parse", "HEAD")
-    (package / "log.py").write_text("changed")
-    assert log_module._commit(package) == git("rev-parse", "HEAD") + "+changes"
+    assert machine.commit_of(package) == git("rev-parse", "HEAD")
+    (package / "__init__.py").write_text("changed")
+    assert machine.commit_of(package) == git("rev-parse", "HEAD") + "+changes"
 
 
 def test_success_has_a_file_of_its_own(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from qcse.agents import AGENTS
-from qcse.agents.sac import SAC
-from qcse.buffer import Batch
 from qcse.config import NetworkConfig, preset
-from qcse.nets import tanh_gaussian_log_prob, tanh_gaussian_sample
-from qcse.streams import Streams
+from qcse.learn.agents import AGENTS
+from qcse.learn.agents.sac import SAC
+from qcse.learn.buffer import Batch
+from qcse.learn.nets import tanh_gaussian_log_prob, tanh_gaussian_sample
+from qcse.learn.streams import Streams
 from qcse_ext import critic
 
 VECTORS = json.loads((Path(__file__).parent / "corl_vectors.json").read_text())["cases"]

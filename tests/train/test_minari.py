@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 from conftest import QUICK, needs_robotics
 
-from qcse import trust
-from qcse.datasets import DatasetError, Transitions, load_dataset
-from qcse.envs import EnvError, check_compatible, make_env, task_for
-from qcse.errors import TrustError
-from qcse.minari_data import environment_spec, load_minari, write_minari
+from qcse.data.compatible import check_compatible
+from qcse.data.minari import load_minari, write_minari
+from qcse.data.sources import load_dataset
+from qcse.data.transitions import Transitions
+from qcse.envs import trust
+from qcse.envs.make import make_env, task_for
+from qcse.envs.minari import environment_spec
+from qcse.errors import DatasetError, EnvError, TrustError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:minari")
 minari = pytest.importorskip("minari", reason="needs Minari: pip install 'qcse[minari]'")

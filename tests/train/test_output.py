@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import QUICK, qcse_command
 
-from qcse import cli
-from qcse.log import write_json
+from qcse.cli import main as cli
+from qcse.config.plain import write_json
 
 RUN = ["train", "--algo", "sac", "--env", "Hopper-v5", "--offline-steps", 0, "--online-steps", 30, "--learning-starts",
        10, "--random-steps", 10, *QUICK]  # fmt: skip
@@ -101,7 +101,7 @@ def test_errors_of_the_system_are_one_line(
     def fail(argv: list[str]) -> int:
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "eval", fail)
+    monkeypatch.setattr(cli, "command_of", lambda name: fail)
     assert cli.main(["eval", "x"]) in (1, 130)
     said = capsys.readouterr().err
     assert said.startswith(f"qcse eval: {message}") and len(said.splitlines()) == 1
@@ -112,7 +112,7 @@ def test_errors_of_the_program_are_not_hidden(error: Exception, monkeypatch: pyt
     def fail(argv: list[str]) -> int:
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "eval", fail)
+    monkeypatch.setattr(cli, "command_of", lambda name: fail)
     with pytest.raises(type(error)):
         cli.main(["eval", "x"])
 
@@ -124,6 +124,6 @@ def test_an_error_without_a_file_names_what_was_done(
         def __fspath__(self) -> str:
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setitem(cli.COMMANDS, "eval", lambda argv: write_json(tmp_path / "a.json", {"a": Full()}))
+    monkeypatch.setattr(cli, "command_of", lambda name: lambda argv: write_json(tmp_path / "a.json", {"a": Full()}))
     assert cli.main(["eval", "x"]) == 1
-    assert capsys.readouterr().err == "qcse eval: log, plain: Input/output error\n"
+    assert capsys.readouterr().err == "qcse eval: plain, plain: Input/output error\n"

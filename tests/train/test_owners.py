@@ -9,9 +9,9 @@ import pytest
 from conftest import QUICK
 from test_files import holder
 
-from qcse.demo import embedded_dataset
+from qcse.data.tasks import embedded
 
-DATA = embedded_dataset()
+DATA = embedded("hopper-replay.hdf5")
 TRAIN = ["train", "--algo", "iql", "--env", "Hopper-v5", "--dataset", DATA, "--offline-steps", 2, "--online-steps", 0]
 
 

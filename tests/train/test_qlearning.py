@@ -12,7 +12,8 @@ import record_qlearning
 from conftest import d4rl_checkout
 from record_qlearning import CASES, LIMIT, ROWS, arrays
 
-from qcse.datasets import DatasetError, load_d4rl
+from qcse.data.d4rl import load_d4rl
+from qcse.errors import DatasetError
 
 VECTORS = json.loads((Path(__file__).parent / "qlearning_vectors.json").read_text())
 

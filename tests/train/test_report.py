@@ -15,25 +15,14 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from qcse.datasets import REFERENCE_SCORES
+from qcse.envs.scores import REFERENCE_SCORES
 from qcse.errors import InUseError
 from qcse.files import own
-from qcse.log import EVAL_COLUMNS, RunLog
-from qcse.report import (
-    COLUMNS,
-    DIAGNOSTICS,
-    LOSSES,
-    ReportError,
-    _file_names,
-    across_rows,
-    draw_bonus,
-    draw_losses,
-    group_runs,
-    read_run,
-    report,
-    stratified_bootstrap,
-    table_rows,
-)
+from qcse.report import ReportError, group_runs, read_run, report, table_rows
+from qcse.report.figures import DIAGNOSTICS, LOSSES, draw_bonus, draw_losses
+from qcse.report.tables import COLUMNS, across_rows, stratified_bootstrap
+from qcse.report.write import _file_names
+from qcse.runs.log import EVAL_COLUMNS, RunLog
 
 
 def make_run(
@@ -386,7 +375,7 @@ def test_logs_and_options_of_any_size(tmp_path: Path, monkeypatch: pytest.Monkey
     path = make_run(tmp_path / "a", CURVE, more={"x" * 1000: "y" * 100_000})
     group, _ = group_runs([read_run(path), read_run(make_run(tmp_path / "b", CURVE))])
     assert len(group.label) < 400
-    monkeypatch.setattr("qcse.report.MOST_ROWS", 5)
+    monkeypatch.setattr("qcse.report.runs.MOST_ROWS", 5)
     with pytest.raises(ReportError, match=r"a/eval\.csv has more than 5 rows"):
         read_run(path)
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 from conftest import QUICK, qcse_command
 
-from qcse import checkpoint
 from qcse.config import preset
-from qcse.train import Trainer
+from qcse.runs import checkpoint
+from qcse.runs.trainer import Trainer
 
 
 def options(algo: str, env: str, data: Path, offline: int, online: int, out: Path) -> list[object]:
@@ -135,7 +135,7 @@ def run_until(trainer: Trainer, where: str, when: Callable[[Trainer], bool], mon
         trainer.run()
 
 
-@pytest.mark.parametrize("where", ["_save", "_evaluate"])
+@pytest.mark.parametrize("where", ["save", "_evaluate"])
 @pytest.mark.parametrize("nth", [1, 2])
 def test_a_run_that_stops_around_its_first_evaluation_loses_nothing(
     where: str, nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -167,7 +167,7 @@ def test_resume_amid_the_updates_of_an_episode(tmp_path: Path, monkeypatch: pyte
         return Trainer(config, out, checkpoint.load(path) if path.exists() else None, quiet=True)
 
     trainer(tmp_path / "whole").run()
-    run_until(trainer(tmp_path / "broken"), "_update", lambda self: self.agent.updates == 25, monkeypatch)
+    run_until(trainer(tmp_path / "broken"), "update", lambda self: self.agent.updates == 25, monkeypatch)
     resumed = trainer(tmp_path / "broken")
     assert resumed.agent.updates == 25 and resumed.pending > 0
     resumed.run()
@@ -187,7 +187,7 @@ def test_every_bonus_resumes(bonus: str, overlap: bool, tmp_path: Path, monkeypa
         return Trainer(config, out, checkpoint.load(path) if path.exists() else None, quiet=True)
 
     trainer(tmp_path / "whole").run()
-    run_until(trainer(tmp_path / "broken"), "_update", lambda self: self.agent.updates == 33, monkeypatch)
+    run_until(trainer(tmp_path / "broken"), "update", lambda self: self.agent.updates == 33, monkeypatch)
     resumed = trainer(tmp_path / "broken")
     assert 0 < resumed.agent.updates <= 33
     resumed.run()

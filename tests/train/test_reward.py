@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy.special import digamma
 
-from qcse.agents.sac import SAC
-from qcse.bonuses.moments import RunningMoments
-from qcse.buffer import COLUMNS, Batch, ReplayBuffer
 from qcse.config import BonusConfig, preset
-from qcse.reward import IntrinsicReward
-from qcse.streams import Streams
+from qcse.learn.agents.sac import SAC
+from qcse.learn.bonuses.moments import RunningMoments
+from qcse.learn.buffer import COLUMNS, Batch, ReplayBuffer
+from qcse.learn.reward import IntrinsicReward
+from qcse.learn.streams import Streams
 
 D, A, DATASET, ONLINE = 4, 2, 50, 60
 CPU = torch.device("cpu")

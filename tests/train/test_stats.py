@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcse.stats import improvement_interval, interquartile_mean, probability_of_improvement, steps_to
+from qcse.report.stats import improvement_interval, interquartile_mean, probability_of_improvement, steps_to
 
 CASES = json.loads((Path(__file__).parent / "rliable_vectors.json").read_text())["cases"]
 

@@ -11,22 +11,23 @@ from test_train import quick
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qcse.agents import AGENTS
 from qcse.bench import our_step
-from qcse.buffer import ReplayBuffer
-from qcse.cli import BenchArgs
 from qcse.config import TrainConfig, bonus_preset
+from qcse.config.commands import BenchArgs
 from qcse.errors import ConfigError, QcseError
-from qcse.step import UpdateStep
-from qcse.train import Trainer, resolve_device
+from qcse.learn.agents import AGENTS
+from qcse.learn.buffer import ReplayBuffer
+from qcse.learn.update import UpdateStep
+from qcse.runs.device import resolve_device
+from qcse.runs.trainer import Trainer
 from qcse_ext import critic
 
 
 def run(config: TrainConfig, out: Path, graphs: bool) -> Trainer:
     trainer = Trainer(config, out, quiet=True)
-    parts = (config, trainer.agent, trainer.buffer, trainer.reward, trainer.streams)
+    parts = (config, trainer.agent, trainer.buffer, trainer.reward, trainer.experiment.streams)
     trainer.buffer.count_on_device()  # both draw by the same law
-    trainer.update_step = UpdateStep(*parts, GraphTwin if graphs else None)
+    trainer.experiment.update_step = UpdateStep(*parts, GraphTwin if graphs else None)
     trainer.run()
     return trainer
 
@@ -47,7 +48,7 @@ def everything(trainer: Trainer) -> dict[str, Tensor]:
 
     walk("agent", trainer.agent.state_dict())
     walk("reward", trainer.reward.state_dict())
-    walk("streams", trainer.streams.state_dict())
+    walk("streams", trainer.experiment.streams.state_dict())
     walk("buffer", {name: column[:, : trainer.buffer.size] for name, column in trainer.buffer.online.items()})
     return found
 
@@ -63,11 +64,11 @@ def equal_runs(config: TrainConfig, tmp_path: Path) -> Trainer:
         skip = {"steps_per_second", "wall_seconds"}
         rows = []
         for trainer in (eager, replayed):
-            lines = [line.split(",") for line in (trainer.folders[0] / name).read_text().splitlines()]
+            lines = [line.split(",") for line in (trainer.folder.folders[0] / name).read_text().splitlines()]
             kept = [column not in skip for column in lines[0]]
             rows.append([[cell for cell, keep in zip(line, kept, strict=True) if keep] for line in lines])
         assert rows[0] == rows[1]
-    kinds = replayed.update_step.graphs
+    kinds = replayed.experiment.update_step.graphs
     assert kinds and any(c.graph is not None and c.graph.replays > 3 for c in kinds.values())
     return replayed
 
@@ -81,7 +82,7 @@ def test_replayed_updates_equal_eager_ones(algo: str, hopper_data: Path, tmp_pat
     if algo == "td3_bc":
         config.policy_every = 2
     replayed = equal_runs(config, tmp_path)
-    kinds = len(replayed.update_step.graphs)
+    kinds = len(replayed.experiment.update_step.graphs)
     assert kinds >= (3 if algo == "td3_bc" else 2)  # phases, turns and cloning have graphs of their own
 
 
@@ -137,13 +138,13 @@ def test_overlap_acts_with_the_policy_of_the_step_before(hopper_data: Path, tmp_
         config = quick("cql", "Hopper-v5", dataset=hopper_data, offline_steps=4, online_steps=6)
         config.overlap = overlap
         trainer = Trainer(config, tmp_path / str(overlap), quiet=True)
-        plain = trainer._choose
+        plain = trainer.interaction.choose
 
         def choose(observations, taken):
             seen.append((taken, trainer.agent.updates))
             return plain(observations, taken)
 
-        trainer._choose = choose  # type: ignore[method-assign]
+        trainer.interaction.choose = choose  # type: ignore[method-assign]
         seen.clear()
         trainer.run()
         return trainer

@@ -20,12 +20,15 @@ import pytest
 import record_d4rl_infos
 from conftest import d4rl_checkout, needs_robotics
 
-from qcse import d4rl_envs
 from qcse.config import Preset
-from qcse.d4rl_envs import ANT_GOALS, MAZES, POINT_GOALS, AntMazeEnv, PointMazeEnv, free_cells, shortest_paths
-from qcse.datasets import REFERENCE_SCORES, normalized_score, task_family
-from qcse.envs import EnvError, EpisodeRecorder, Evaluator, flat_parts, goal_is_fixed, make_env, task_for
-from qcse.tasks import TASKS, TaskError, cache_folder, find_task, matching
+from qcse.data.tasks import TASKS, TaskError, cache_folder, find_task, matching
+from qcse.envs.episodes import EpisodeRecorder, Evaluator
+from qcse.envs.make import make_env, task_for
+from qcse.envs.mazes import ANT_GOALS, MAZES, POINT_GOALS, AntMazeEnv, PointMazeEnv, free_cells, shortest_paths
+from qcse.envs.robotics import ROBOTICS
+from qcse.envs.scores import REFERENCE_SCORES, normalized_score, task_family
+from qcse.envs.spaces import flat_parts, goal_is_fixed
+from qcse.errors import EnvError
 
 D4RL_TASKS = [task for task in TASKS.values() if task.url]
 RECORDED = json.loads((Path(__file__).parent / "d4rl_infos.json").read_text())
@@ -335,7 +338,7 @@ def test_goals_that_move_are_observed() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
-    for name in [name for name in gymnasium.registry if d4rl_envs.ROBOTICS.match(name)]:
+    for name in [name for name in gymnasium.registry if ROBOTICS.match(name)]:
         monkeypatch.delitem(gymnasium.registry, name)
     with pytest.raises(EnvError, match=r"Gymnasium-Robotics, which is not installed.*qcse\[maze\]"):
         make_env("AntMaze_UMaze-v4")

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qcse import checkpoint
-from qcse.agents import AGENTS
-from qcse.buffer import NO_RETURN, Batch, ReplayBuffer
 from qcse.config import TrainConfig, bonus_preset, differences, from_dict, preset, to_dict, validate
 from qcse.errors import ConfigError, NonFiniteLossError
-from qcse.streams import NAMES, Streams
-from qcse.train import Trainer, load_policy
+from qcse.learn.agents import AGENTS
+from qcse.learn.buffer import NO_RETURN, Batch, ReplayBuffer
+from qcse.learn.streams import NAMES, Streams
+from qcse.runs import checkpoint
+from qcse.runs.policy import StoredPolicy
+from qcse.runs.trainer import Trainer
 from qcse_ext import critic
 
 
@@ -88,7 +89,7 @@ def test_online_returns_are_known_once_the_episode_is_over(calibration: str, hop
         assert (returns == NO_RETURN).all()
         assert float(rows[-1]["cal_ql/bound_share"]) == 0.0  # the dataset's rows are not bounded online either
         return
-    running = trainer.episode_slots[0]
+    running = trainer.interaction.slots[0]
     known = [slot for slot in range(size) if slot not in running]
     assert len(known) > 10 and torch.isfinite(returns[known]).all() and (returns[running] == NO_RETURN).all()
     # an episode's last step is where the next observation is not the next row's observation
@@ -169,7 +170,7 @@ def test_a_rehearsal_leaves_no_trace(
 
     run("with")
     assert len(seen) == 12 * config.seeds
-    monkeypatch.setattr(Trainer, "_rehearse", lambda self: None)
+    monkeypatch.setattr("qcse.runs.trainer.rehearse", lambda experiment, out: None)
     run("without")
     timed = ("wall_seconds", "steps_per_second")
     for path in sorted((tmp_path / "with").rglob("*.csv")):
@@ -197,9 +198,10 @@ def test_what_fails_online_fails_before_pre_training(
     if where == "step":
         monkeypatch.setattr("gymnasium.envs.mujoco.hopper_v5.HopperEnv.step", fails)
     elif where == "bonus":
-        monkeypatch.setattr("qcse.reward.IntrinsicReward.add_to", fails)
+        monkeypatch.setattr("qcse.learn.reward.IntrinsicReward.add_to", fails)
     else:
-        monkeypatch.setattr(Trainer, {"end": "_episode_end", "save": "_state"}[where], fails)
+        place = {"end": "interaction.Interaction.end_episode", "save": "experiment.Experiment.state_dict"}[where]
+        monkeypatch.setattr(f"qcse.runs.{place}", fails)
     trainer = Trainer(config, tmp_path / "run", quiet=True)
     with pytest.raises(Exception, match=where):
         trainer.run()
@@ -282,9 +284,11 @@ def test_seeds_trained_together_equal_those_trained_alone(hopper_data: Path, tmp
             assert a["step"] == b["step"] and float(a["return_mean"]) == pytest.approx(
                 float(b["return_mean"]), rel=1e-3
             )
-        run, position = load_policy(folder)
-        assert (run.step, position) == (35, s)
-    returns = [row["return_mean"] for folder in together.folders for row in csv.DictReader(open(folder / "eval.csv"))]
+        policy = StoredPolicy(folder)
+        assert (policy.step, policy.position) == (35, s)
+    returns = [
+        row["return_mean"] for folder in together.folder.folders for row in csv.DictReader(open(folder / "eval.csv"))
+    ]
     assert len(set(returns)) > len(returns) / 2  # the seeds are not copies of each other
 
 
@@ -326,10 +330,10 @@ def test_the_update_reads_nothing_back(
     for read in (Tensor.item, Tensor.cpu, Tensor.numpy, Tensor.tolist, bool, float, torch.nonzero):
         with pytest.raises(AssertionError, match="reads a value back"), NoHostRead(), NoHostCall():
             read(torch.ones(1))
-    monkeypatch.setattr(Trainer, "_check_finite", lambda self, metrics: None)  # on a GPU it runs when logging
+    monkeypatch.setattr(Trainer, "check_finite", lambda self, metrics: None)  # on a GPU it runs when logging
     with NoHostRead(), NoHostCall():
         for _ in range(2):  # one of them moves the policy
-            trainer._update()
+            trainer.update()
 
 
 @pytest.mark.parametrize(
@@ -344,10 +348,10 @@ def test_no_bonus_reads_anything_back(
     config.random_steps = config.learning_starts = 0
     trainer = Trainer(config, tmp_path, quiet=True)
     trainer.run()
-    monkeypatch.setattr(Trainer, "_check_finite", lambda self, metrics: None)
+    monkeypatch.setattr(Trainer, "check_finite", lambda self, metrics: None)
     monkeypatch.setattr(critic, "is_supported", lambda states: False)
     with NoHostRead(), NoHostCall():
-        trainer._update()
+        trainer.update()
 
 
 def test_targets_follow_and_frozen_critics_get_no_gradient() -> None:

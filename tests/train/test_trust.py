@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import QUICK
 
-from qcse import trust
+from qcse.envs import trust
 from qcse.errors import TrustError
 
 MODULE = """

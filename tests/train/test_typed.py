@@ -11,23 +11,25 @@ from typing import Any, Literal
 
 import pytest
 
-from qcse import cli, config, data_cli
-from qcse.collect_maze import MazeCollectArgs
-from qcse.config import TrainConfig, from_dict, from_json, read_config, to_dict, validate
+from qcse import config
+from qcse.config import TrainConfig, commands, from_dict, from_json, read_config, to_dict, validate
+from qcse.config.algorithms.cql import CqlConfig
+from qcse.config.plain import DEEPEST, LARGEST_FILE, LARGEST_TOML, read_json
+from qcse.config.ranges import check_ranges, numbers_of
+from qcse.config.typed import build, conform
 from qcse.errors import ConfigError
-from qcse.sweep import read_file
-from qcse.train import stored_config
-from qcse.typed import DEEPEST, LARGEST_FILE, LARGEST_TOML, build, check_ranges, conform, numbers_of, read_json
+from qcse.runs.folder import stored_config
+from qcse.runs.sweep import read_file
 
 COMMANDS = (
-    cli.EvalArgs,
-    cli.ReportArgs,
-    cli.CollectArgs,
-    cli.DemoArgs,
-    cli.SweepArgs,
-    cli.BenchArgs,
-    MazeCollectArgs,
-    data_cli.CheckArgs,
+    commands.EvalArgs,
+    commands.ReportArgs,
+    commands.CollectArgs,
+    commands.DemoArgs,
+    commands.SweepArgs,
+    commands.BenchArgs,
+    commands.MazeCollectArgs,
+    commands.CheckArgs,
 )
 
 
@@ -135,10 +137,10 @@ def test_paths_of_any_name_survive(name: str, tmp_path: Path) -> None:
 
 def test_every_number_has_a_range() -> None:
     assert set(numbers_of(TrainConfig)) == set(config.RANGES)
-    assert {name for command in COMMANDS for name in numbers_of(command)} == set(cli.RANGES)
+    assert {name for command in COMMANDS for name in numbers_of(command)} == set(commands.RANGES)
     assert {"bonus.k", "net.policy_hidden", "threads", "clip_difference"} <= {
         *numbers_of(TrainConfig),
-        *numbers_of(config.CqlConfig),
+        *numbers_of(CqlConfig),
     }
 
     @dataclasses.dataclass

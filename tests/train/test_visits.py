@@ -10,11 +10,11 @@ import torch
 from matplotlib.image import imread
 from test_train import quick
 
-from qcse import checkpoint
 from qcse.errors import QcseError
 from qcse.report import report
-from qcse.train import Trainer
-from qcse.visits import CELLS, Plane, cells_of, draw_visits, read_visits
+from qcse.report.visits import CELLS, Plane, cells_of, draw_visits, read_visits
+from qcse.runs import checkpoint
+from qcse.runs.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_visits_are_the_seeds_own_states_in_the_environments_units(trained: tupl
     out, trainer = trained
     visits = read_visits(out / f"seed{seed}")
     assert visits is not None and visits.offline is not None and visits.env == "Hopper-v5"
-    want = trainer.buffer.online["observations"][seed].numpy() * trainer.spread + trainer.mean
+    want = trainer.buffer.online["observations"][seed].numpy() * trainer.experiment.spread + trainer.experiment.mean
     np.testing.assert_allclose(visits.online, want, rtol=1e-6, atol=1e-6)
     assert 0.5 < visits.online[:, 0].mean() < 1.5  # the height of a hopper, in metres
     assert visits.offline.shape[1] == 11

@@ -14,12 +14,15 @@ import sys
 import time
 from pathlib import Path
 
-import qcse.collect
-import qcse.inspection
-import qcse.minari_data
+import qcse.cli.train
+import qcse.collect.maze
+import qcse.collect.sac
+import qcse.data.facts
+import qcse.data.physics
 import qcse.report
-import qcse.sweep  # noqa: F401
-from qcse.cli import main
+import qcse.runs.sweep
+import qcse.runs.trainer  # noqa: F401
+from qcse.cli.main import main
 
 
 def peak(pid: int) -> int:

@@ -1,0 +1,113 @@
+"""`qcse train`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ..config import TrainConfig, from_dict, has_preset, preset, to_dict, validate
+from ..config.commands import TrustEnvSpec
+from ..data.sources import source_of
+from ..data.tasks import DatasetTask, find_task
+from ..envs import trust
+from ..errors import ConfigError
+from ..files import own
+from ..runs.folder import check_folder, check_new, folder_of, group_of, refuse_contradictions, stored_config
+from ..runs.signals import end_with_parent
+
+
+@dataclass
+class TrainArgs(TrainConfig):
+    """Pre-train on a dataset, then fine-tune online. Defaults shown are those of the algorithm's and environment's
+    preset, and of the bonus: give --algo, --env and --bonus together with --help to see them."""
+
+    resume: Path | None = None
+    """Continue the run in this folder, with its stored options."""
+    trust_env_spec: TrustEnvSpec = False
+
+
+def train(argv: list[str]) -> int:
+    """Entry point of `qcse train`; returns the exit code."""
+    end_with_parent()
+    known = _peek(argv)
+    trust.from_command_line(known.trust, known.env)
+    task = None if known.task is None else find_task(known.task)
+    if known.resume is None:
+        defaults = _defaults(known, task)
+    else:
+        defaults = stored_config(known.resume)
+        trust.check_run(known.resume, defaults.env)
+    values = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(TrainConfig)}
+    parsed = tyro.cli(TrainArgs, args=argv, prog="qcse train", default=TrainArgs(**values))
+    asked = {name: value for name, value in to_dict(parsed).items() if name not in ("resume", "trust_env_spec")}
+    config = from_dict(asked)
+    validate(config)
+    if task is not None and config.dataset == task.path:
+        from ..data.download import task_file
+
+        task_file(task)
+    return _run(config, parsed.resume)
+
+
+def _peek(argv: list[str]) -> argparse.Namespace:
+    """The options that decide which defaults the others have."""
+    parser = argparse.ArgumentParser(prog="qcse train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--algo", default="cal_ql")
+    parser.add_argument("--env")
+    parser.add_argument("--task")
+    parser.add_argument("--preset")
+    parser.add_argument("--dataset", default="")
+    parser.add_argument("--bonus", default="none")
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument(trust.SWITCH, action="store_true", dest="trust")
+    return parser.parse_known_args(argv)[0]
+
+
+def _defaults(known: argparse.Namespace, task: DatasetTask | None) -> TrainConfig:
+    """Of a new run."""
+    of_task = task is not None and not known.env and has_preset(known.algo, task.env_id, task.preset)
+    kind = known.preset or (task.preset if task is not None and of_task else "default")
+    env = known.env or (task.env_id if task else source_of(known.dataset).environment(known.dataset) or "Hopper-v5")
+    defaults = preset(known.algo, env, kind, known.bonus)
+    if task is not None:
+        defaults.task, defaults.dataset = task.name, task.path
+    return defaults
+
+
+def _run(config: TrainConfig, resume: Path | None) -> int:
+    from ..runs import checkpoint
+    from ..runs.trainer import RunInterrupted, Trainer
+
+    out = resume or folder_of(config)
+    with ExitStack() as stack:
+        if resume is None:
+            check_folder(out)
+            stack.enter_context(own(out))
+            check_new(out)
+            trainer = Trainer(config, out)
+        else:
+            group = group_of(out)
+            if group is not None:
+                raise ConfigError(
+                    f"resume: {out} was trained with other seeds; continue them all with --resume {group}"
+                )
+            stack.enter_context(own(out))
+            refuse_contradictions(stored_config(out), config, out)
+            # A run that was stopped before its first checkpoint has nothing to lose and starts again.
+            trainer = Trainer(config, out, checkpoint.load_run(out))
+            if trainer.finished:
+                print(f"{out} is complete ({trainer.step} steps); nothing to do")
+                return 0
+        try:
+            trainer.run()
+        except RunInterrupted as stop:
+            print(f"{stop}; continue with: qcse train --resume {trainer.out}", file=sys.stderr)
+            return 130
+    print(f"run complete: {trainer.out}; compare runs with `qcse report {trainer.out} ...`")
+    return 0

@@ -1,0 +1,1 @@
+"""Recordings of new datasets in D4RL's layout."""

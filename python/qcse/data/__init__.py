@@ -1,0 +1,1 @@
+"""Datasets: where they come from, what is in them, whether an environment fits them."""

@@ -1,0 +1,137 @@
+"""Conservative Q-learning, CQL(H) (arXiv 2006.04779), on top of soft actor-critic."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qcse_ext import critic
+
+from ...config.algorithms.cql import CqlOptions
+from ..buffer import Batch
+from ..nets import tanh_gaussian_sample
+from ..streams import Streams
+from .sac import SAC, Noise
+
+
+class CQL(SAC):
+    """SAC whose critics are pushed down on sampled actions and up on the data's.
+
+    The conservative term of critic e is alpha * (T log sum_a exp(Q_e(s, a) / T) - Q_e(s, a_data)), the sum over n
+    uniform actions, n of the policy at s and n of the policy at s', each with its log-density subtracted
+    (importance sampling). All 3n + 1 actions of a state pass through the critics in one product.
+    """
+
+    config: CqlOptions
+    calibrated = False
+
+    def __init__(self, state_dim: int, action_dim: int, config: CqlOptions, streams: Streams) -> None:
+        self.log_multiplier = nn.Parameter(torch.ones(len(streams), device=streams.device))
+        super().__init__(state_dim, action_dim, config, streams)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        groups = super().parameter_groups()
+        if self.config.cql.lagrange:
+            groups[1]["params"].append(self.log_multiplier)
+        return groups
+
+    def multipliers(self) -> dict[str, nn.Parameter]:
+        return super().multipliers() | {"log_multiplier": self.log_multiplier}
+
+    def noise_shapes(self, batch_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        cql = self.config.cql
+        many = (batch_size, cql.actions, self.action_dim)
+        shapes = super().noise_shapes(batch_size)
+        if cql.max_target_backup:
+            shapes["backup"] = ("normal", many)
+        return shapes | {"random": ("uniform", many), "current": ("normal", many), "next": ("normal", many)}
+
+    def critic_loss(
+        self, batch: Batch, noise: Noise, mean: Tensor, log_std: Tensor, temperature: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        cql = self.config.cql
+        with torch.no_grad():
+            next_mean, next_log_std = self.policy(batch.next_observations)
+            target = self.bellman_target(batch, next_mean, next_log_std, noise, temperature)
+            current, current_log_prob = tanh_gaussian_sample(mean, log_std, noise["current"])
+            following, following_log_prob = tanh_gaussian_sample(next_mean, next_log_std, noise["next"])
+            actions = torch.cat([batch.actions.unsqueeze(-2), noise["random"], following, current], dim=-2)
+            # Minus the log-densities; that of a uniform action in [-1, 1]^A is A log 1/2.
+            uniform = torch.full_like(current_log_prob, self.action_dim * math.log(2.0))
+            offsets = torch.cat([uniform, -following_log_prob, -current_log_prob], dim=-1)
+            if not cql.importance_sampling:
+                offsets = torch.zeros_like(offsets)
+        multiplier = self.log_multiplier.exp().clamp(max=1e6) if cql.lagrange else torch.ones_like(self.log_multiplier)
+        weight = cql.alpha * multiplier.detach()
+        loss, statistics = self.conservative_loss(batch, actions, target, offsets, weight, self.subset(noise))
+        gap = statistics["gap"]
+        multiplier_loss = torch.zeros_like(loss)
+        metrics = {"q/target": target.mean(-1)}
+        if cql.lagrange:
+            excess = cql.alpha * (gap.mean(-1) - cql.target_gap) * self.critics.members
+            loss = loss - self.critics.members * weight * cql.target_gap  # a constant; the loss as it is published
+            multiplier_loss = -0.5 * multiplier * excess
+            metrics["cql/multiplier"] = multiplier.detach()
+        metrics |= {
+            "loss/bellman": statistics["error"].sum(-1),
+            "cql/gap": gap.mean(-1),
+            "q/data": statistics["q_data"].mean(-1),
+            "q/random_actions": statistics["q_uniform"].mean(-1),
+            "q/policy_actions": statistics["q_policy"].mean(-1),
+        }
+        if self.calibrated:
+            metrics["cal_ql/bound_share"] = statistics["bound_share"].mean(-1)
+        return loss, multiplier_loss, metrics
+
+    def bound(self, batch: Batch) -> Tensor:
+        """Lower bound [S, B] of the policy actions' Q in the conservative term; CQL has none."""
+        return torch.full_like(batch.rewards, -math.inf)
+
+    def conservative_loss(
+        self,
+        batch: Batch,
+        actions: Tensor,
+        target: Tensor,
+        offsets: Tensor,
+        weight: Tensor,
+        subset: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Bellman error plus weighted conservative gap: `qcse_ext.critic.conservative_loss`, which has the formula.
+
+        With a subset [S, K] of the E critics the sum over all gaps is estimated by E / K times the sum over theirs.
+        On a CPU the whole is fused; with a subset, layer norm, or elsewhere the same is written in torch, and autograd
+        differentiates it.
+        """
+        cql, bound, include_data = self.config.cql, self.bound(batch), not self.config.cql.importance_sampling
+        if subset is None and self.critics.net.is_fused(batch.observations):
+            weights, biases = list(self.critics.net.weights), list(self.critics.net.biases)
+            return critic.conservative_loss(
+                batch.observations, actions, weights, biases, target, offsets, bound, weight,
+                cql.temperature, cql.clip_difference, include_data, self.critics.bf16,
+            )  # fmt: skip
+        q = self.critics(batch.observations, actions, subset=subset)
+        data, uniform, policy = q.split([1, cql.actions, 2 * cql.actions], dim=-1)
+        bound = bound[:, None, :, None]
+        out_of_data = torch.cat([uniform, torch.maximum(policy, bound)], dim=-1) + offsets.unsqueeze(1)
+        if include_data:
+            out_of_data = torch.cat([out_of_data, data], dim=-1)
+        data = data.squeeze(-1)
+        difference = torch.logsumexp(out_of_data / cql.temperature, dim=-1) * cql.temperature - data
+        if cql.clip_difference is not None:
+            difference = difference.clamp(min=cql.clip_difference)
+        if subset is not None:
+            data = self.critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
+        error, gap = (data - target.unsqueeze(1)).square().mean(-1), difference.mean(-1)
+        statistics = {
+            "error": error,
+            "gap": gap,
+            "q_data": data.mean(-1),
+            "q_uniform": uniform.mean((-2, -1)),
+            "q_policy": policy.mean((-2, -1)),
+            "bound_share": (policy < bound).to(q.dtype).mean((-2, -1)),
+        }
+        loss = error.sum(-1) + weight * gap.mean(-1) * self.critics.members
+        return loss, {name: value.detach() for name, value in statistics.items()}

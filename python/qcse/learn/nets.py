@@ -1,0 +1,349 @@
+"""Policies and critics whose every parameter has a leading seed dimension, evaluated as batched products.
+
+Shapes: S seeds, E ensemble members, B states, n actions per state, D and A the sizes of a state and an action.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qcse_ext import critic
+from qcse_ext.mlp import mlp
+from qcse_ext.tanh_gaussian import tanh_gaussian
+
+LAYER_NORM_EPSILON = 1e-6  # flax's, which the public code of RLPD and WSRL runs with
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+
+Layer = tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]  # weight, bias, and scale and shift of the layer's norm
+
+
+class BatchedMLP(nn.Module):
+    """M independent fully connected ReLU networks, evaluated together; weights [M, in, out], biases [M, 1, out].
+
+    Args:
+        sizes: input size, hidden sizes, output size.
+        generators: one generator per seed; the M = S * members networks are drawn seed by seed, so that the
+            weights of seed s depend on its own generator alone.
+        members: networks per seed.
+        orthogonal: orthogonal weights with gain sqrt(2) and zero biases in every layer. Otherwise
+            torch.nn.Linear's uniform law, and Xavier's with gain 0.01 for the weights of the last layer (what
+            public CQL code does).
+        layer_norm: normalise each hidden layer before its ReLU, with learnt scale and shift, [M, 1, width] each.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        generators: Sequence[torch.Generator],
+        members: int = 1,
+        orthogonal: bool = False,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        self.norm_scales = nn.ParameterList()
+        self.norm_shifts = nn.ParameterList()
+        self.layer_norm = layer_norm
+        layers = list(itertools.pairwise(sizes))
+        nets = [
+            [_draw_linear(i, o, n + 1 == len(layers), orthogonal, g) for n, (i, o) in enumerate(layers)]
+            for g in generators
+            for _ in range(members)
+        ]
+        for layer in range(len(layers)):
+            self.weights.append(nn.Parameter(torch.stack([net[layer][0] for net in nets])))
+            self.biases.append(nn.Parameter(torch.stack([net[layer][1] for net in nets])))
+            if layer_norm and layer + 1 < len(layers):
+                self.norm_scales.append(nn.Parameter(torch.ones_like(self.biases[-1])))
+                self.norm_shifts.append(nn.Parameter(torch.zeros_like(self.biases[-1])))
+
+    def layers(self, frozen: bool = False, rows: Tensor | None = None) -> list[Layer]:
+        """Every layer's parameters.
+
+        Args:
+            frozen: detached, so that gradient flows to the input only.
+            rows: int64 numbers of the networks wanted, out of M; None: all.
+        """
+
+        def take(parameter: Tensor) -> Tensor:
+            parameter = parameter.detach() if frozen else parameter
+            return parameter if rows is None else parameter.index_select(0, rows)
+
+        norms = [(take(a), take(b)) for a, b in zip(self.norm_scales, self.norm_shifts, strict=True)]
+        padded = norms + [None] * (len(self.weights) - len(norms))
+        return [(take(w), take(b), norm) for w, b, norm in zip(self.weights, self.biases, padded, strict=True)]
+
+    def is_fused(self, x: Tensor) -> bool:
+        """Whether the operators of `qcse_ext` can evaluate these networks at x."""
+        return critic.is_supported(x) and x.numel() > 0 and not self.layer_norm and 2 <= len(self.weights) <= 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[M, rows, in] -> [M, rows, out]."""
+        if self.is_fused(x):
+            return mlp(x, list(self.weights), list(self.biases))
+        return run_layers(x, self.layers())
+
+
+def run_layers(x: Tensor, layers: Sequence[Layer], bf16: bool = False) -> Tensor:
+    """Affine layers with a ReLU, and where there is one a norm before it, between each two; x [M, rows, in].
+
+    `bf16`: all but the last are computed from bfloat16 numbers with float32 sums, and rounded to bfloat16.
+    """
+    for index, (weight, bias, norm) in enumerate(layers):
+        if bf16 and index + 1 < len(layers):
+            x = torch.baddbmm(bias.bfloat16(), x.bfloat16(), weight.bfloat16()).float()
+        else:
+            x = torch.baddbmm(bias, x, weight)
+        if index + 1 < len(layers):
+            x = F.relu_(normalised(x, norm))  # in place: the gradient needs the output alone
+    return x
+
+
+def normalised(x: Tensor, norm: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Layer norm (arXiv 1607.06450) of x [M, rows, width] with scale and shift [M, 1, width]; x itself without."""
+    if norm is None:
+        return x
+    return torch.addcmul(norm[1], F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPSILON), norm[0])
+
+
+def _draw_linear(
+    fan_in: int, fan_out: int, last: bool, orthogonal: bool, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    weight = torch.empty(fan_out, fan_in, device=generator.device)
+    bias = torch.zeros(1, fan_out, device=generator.device)
+    if orthogonal:
+        nn.init.orthogonal_(weight, math.sqrt(2.0), generator=generator)
+    else:
+        bound = 1.0 / math.sqrt(fan_in)
+        if last:
+            nn.init.xavier_uniform_(weight, 1e-2, generator=generator)
+        else:
+            weight.uniform_(-bound, bound, generator=generator)
+        bias.uniform_(-bound, bound, generator=generator)
+    return weight.t().contiguous(), bias
+
+
+class TanhGaussianPolicy(nn.Module):
+    """pi(a|s): tanh of a diagonal Gaussian whose mean and log standard deviation are one network's outputs.
+
+    log_std = clamp(multiplier * output + offset, -20, 2), multiplier and offset being learnt scalars per seed.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        generators: Sequence[torch.Generator],
+        orthogonal: bool = False,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.action_dim = action_dim
+        self.net = BatchedMLP([state_dim, *hidden, 2 * action_dim], generators, 1, orthogonal, layer_norm)
+        shape, device = (len(generators), 1, 1), generators[0].device
+        self.log_std_multiplier = nn.Parameter(torch.full(shape, 1.0, device=device))
+        self.log_std_offset = nn.Parameter(torch.full(shape, -1.0, device=device))
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """states [S, B, D] -> mean and log_std before the tanh, [S, B, A] each."""
+        mean, log_std = self.net(states).split(self.action_dim, dim=-1)
+        log_std = self.log_std_multiplier * log_std + self.log_std_offset
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def mode(self, states: Tensor) -> Tensor:
+        """The deterministic action tanh(mean), [S, B, A]."""
+        return torch.tanh(self(states)[0])
+
+    def explore(self, states: Tensor, noise: Tensor) -> Tensor:
+        """A sample, [S, B, A], from standard normal noise [S, B, A]."""
+        mean, log_std = self.forward(states)
+        return torch.tanh(mean + log_std.exp() * noise)
+
+
+class GaussianPolicy(nn.Module):
+    """pi(a|s): a diagonal Gaussian whose log standard deviation is learnt but the same in all states.
+
+    The density is that of the Gaussian; actions are cut to [-1, 1] when they are taken.
+
+    Args:
+        bounded: the mean passes through a tanh.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        generators: Sequence[torch.Generator],
+        orthogonal: bool = False,
+        layer_norm: bool = False,
+        bounded: bool = True,
+    ) -> None:
+        super().__init__()
+        self.net = BatchedMLP([state_dim, *hidden, action_dim], generators, 1, orthogonal, layer_norm)
+        self.log_std = nn.Parameter(torch.zeros(len(generators), 1, action_dim, device=generators[0].device))
+        self.bounded = bounded
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """states [S, B, D] -> mean [S, B, A] and log_std [S, 1, A]."""
+        mean = self.net(states)
+        return torch.tanh(mean) if self.bounded else mean, self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def mode(self, states: Tensor) -> Tensor:
+        """The mean, cut to [-1, 1], [S, B, A]."""
+        return self.forward(states)[0].clamp(-1.0, 1.0)
+
+    def explore(self, states: Tensor, noise: Tensor) -> Tensor:
+        """A sample, cut to [-1, 1], [S, B, A], from standard normal noise [S, B, A]."""
+        mean, log_std = self.forward(states)
+        return (mean + log_std.exp() * noise).clamp(-1.0, 1.0)
+
+
+class DeterministicPolicy(nn.Module):
+    """a = tanh of a network's output.
+
+    Args:
+        exploration_noise: standard deviation of the Gaussian noise that `explore` adds.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        generators: Sequence[torch.Generator],
+        orthogonal: bool = False,
+        layer_norm: bool = False,
+        exploration_noise: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.net = BatchedMLP([state_dim, *hidden, action_dim], generators, 1, orthogonal, layer_norm)
+        self.exploration_noise = exploration_noise
+
+    def forward(self, states: Tensor) -> Tensor:
+        """states [S, B, D] -> actions [S, B, A]."""
+        return torch.tanh(self.net(states))
+
+    def mode(self, states: Tensor) -> Tensor:
+        """The action, [S, B, A]."""
+        return self.forward(states)
+
+    def explore(self, states: Tensor, noise: Tensor) -> Tensor:
+        """The action plus scaled noise, cut to [-1, 1], [S, B, A]; noise standard normal, [S, B, A]."""
+        return (self.forward(states) + self.exploration_noise * noise).clamp(-1.0, 1.0)
+
+
+def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
+    """Log-density of actions [S, B, A] under the diagonal Gaussian; [S, B]."""
+    noise = (actions - mean) * torch.exp(-log_std)
+    return (-0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+
+
+def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Reparameterised actions and their log-densities, from one evaluation of the policy per state.
+
+    Args:
+        mean, log_std: [S, B, A].
+        noise: standard normal numbers, [S, B, n, A] for n actions per state.
+
+    Returns:
+        actions [S, B, n, A] in (-1, 1), log-densities [S, B, n].
+    """
+    if critic.is_supported(mean) and mean.shape == log_std.shape and noise.numel() > 0:
+        return tanh_gaussian(mean, log_std, noise)
+    mean, log_std = mean.unsqueeze(-2), log_std.unsqueeze(-2)
+    before = mean + log_std.exp() * noise
+    # log N(before) = -noise^2/2 - log_std - log(2 pi)/2, and log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)).
+    log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)
+    log_prob = log_prob - 2.0 * (math.log(2.0) - before - F.softplus(-2.0 * before))
+    return torch.tanh(before), log_prob.sum(-1)
+
+
+def tanh_gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
+    """Log-density of given actions [S, B, A], which are kept 1e-6 inside the open interval; [S, B]."""
+    limit = 1.0 - 1e-6
+    before = torch.atanh(actions.clamp(-limit, limit))
+    noise = (before - mean) * torch.exp(-log_std)
+    log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)
+    log_prob = log_prob - 2.0 * (math.log(2.0) - before - F.softplus(-2.0 * before))
+    return log_prob.sum(-1)
+
+
+class Critics(nn.Module):
+    """E Q-functions per seed, Q_e(s, a), evaluated in one batched product.
+
+    Where they are not fused, the first layer is split in its state half and its action half, so that n actions of one
+    state share the former. `bf16`: products between hidden layers are taken of numbers rounded to bfloat16; float32
+    inputs only.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        generators: Sequence[torch.Generator],
+        members: int = 2,
+        orthogonal: bool = False,
+        layer_norm: bool = False,
+        bf16: bool = False,
+    ) -> None:
+        super().__init__()
+        self.state_dim, self.members, self.bf16 = state_dim, members, bf16
+        self.net = BatchedMLP([state_dim + action_dim, *hidden, 1], generators, members, orthogonal, layer_norm)
+
+    def forward(self, states: Tensor, actions: Tensor, frozen: bool = False, subset: Tensor | None = None) -> Tensor:
+        """states [S, B, D], actions [S, B, n, A] -> [S, E, B, n].
+
+        Args:
+            frozen: no gradient to the parameters.
+            subset: int64 numbers [S, K] of the members to evaluate; the result is [S, K, B, n].
+        """
+        seeds, batch, count, action_dim = actions.shape
+        members = self.members if subset is None else subset.shape[1]
+        layers = self.net.layers(frozen, self._rows(subset))
+        if self.net.is_fused(states):
+            pairs = torch.cat([states.unsqueeze(2).expand(-1, -1, count, -1), actions], -1).flatten(1, 2)
+            weights, biases, _ = zip(*layers, strict=True)
+            q = mlp(_repeat(pairs, members), list(weights), list(biases), self.bf16)
+            return q.view(seeds, members, batch, count)
+        (weight, bias, norm), *rest = layers
+        state_part = torch.baddbmm(bias, _repeat(states, members), weight[:, : self.state_dim])
+        flat = _repeat(actions.reshape(seeds, batch * count, action_dim), members)
+        action_part = torch.bmm(flat, weight[:, self.state_dim :])
+        width = weight.shape[-1]
+        hidden = state_part.unsqueeze(2) + action_part.view(-1, batch, count, width)
+        if norm is not None:
+            hidden = normalised(hidden.view(-1, batch * count, width), norm)
+        # In place on the sum itself: through a view, autograd would copy it forward and back.
+        hidden = F.relu_(hidden).view(-1, batch * count, width)
+        return run_layers(hidden, rest, self.bf16).view(seeds, members, batch, count)
+
+    def values(self, states: Tensor, actions: Tensor, subset: Tensor | None = None) -> Tensor:
+        """`forward` without a gradient, fused on a CPU."""
+        with torch.no_grad():
+            if not self.net.is_fused(states):
+                return self.forward(states, actions, subset=subset)
+            weights, biases, _ = zip(*self.net.layers(rows=self._rows(subset)), strict=True)
+            return critic.critic_values(states, actions, list(weights), list(biases), self.bf16)
+
+    def _rows(self, subset: Tensor | None) -> Tensor | None:
+        """Members [S, K] of each seed's ensemble -> their numbers among all S * E networks, [S * K]."""
+        if subset is None:
+            return None
+        first = torch.arange(len(subset), device=subset.device).unsqueeze(1) * self.members
+        return (first + subset).flatten()
+
+
+def _repeat(x: Tensor, members: int) -> Tensor:
+    """[S, rows, c] -> [S * members, rows, c]"""
+    seeds, rows, channels = x.shape
+    return x.unsqueeze(1).expand(seeds, members, rows, channels).reshape(-1, rows, channels)
