@@ -12,26 +12,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from support import holder
 
 from qcse import files
 from qcse.errors import InUseError
 from qcse.files import atomic_path, own
-
-HOLD = """
-import sys, time
-from qcse.files import own
-with own(sys.argv[1], sys.argv[2] == "folder"):
-    print("mine", flush=True)
-    time.sleep(60)
-"""
-
-
-def holder(path: Path, folder: bool = True) -> subprocess.Popen[str]:
-    """A process that owns a path until it is killed."""
-    words = [sys.executable, "-P", "-c", HOLD, str(path), "folder" if folder else "file"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "mine\n"
-    return process
 
 
 @pytest.mark.parametrize("folder", [True, False])

@@ -22,7 +22,7 @@ import h5py
 import hostile_files
 import pytest
 import torch
-from conftest import QUICK
+from support import QUICK
 
 SECONDS, GIGABYTES, PEAK = 60, 6.0, 2 << 30
 LEARN = ["--offline-steps", "2", "--online-steps", "0", "--algo", "cql", "--out", "run", *map(str, QUICK)]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..config.commands import BenchArgs, CollectArgs, DemoArgs, EvalArgs, MazeCollectArgs, ReportArgs, SweepArgs
 from ..envs import trust
+from ..envs.names import is_maze
 from .arguments import parse
 
 
@@ -55,23 +57,27 @@ def report(argv: list[str]) -> int:
 
 
 def collect(argv: list[str]) -> int:
-    from ..collect.maze import collect_maze, is_maze
-    from ..collect.recording import stored_env, stored_options, unfinished
-    from ..runs.trainer import RunInterrupted
-
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--env", default="")
     peek.add_argument("--resume", type=Path)
     known = peek.parse_known_args(argv)[0]
-    folder = None if known.resume is None else unfinished(known.resume)
-    env = known.env if folder is None else stored_env(folder)
+    env, folder = known.env, None
+    if known.resume is not None:
+        from ..collect.recording import stored_env, stored_options, unfinished
+
+        folder = unfinished(known.resume)
+        env = stored_env(folder)
     kind: type[MazeCollectArgs] | type[CollectArgs] = MazeCollectArgs if is_maze(env) else CollectArgs
     args = parse(kind, "collect", argv, None if folder is None else stored_options(folder, kind))
     trust.from_command_line(args.trust_env_spec, known.env or None)
     if folder is not None:
         trust.check_run(folder, args.env)
+    from ..runs.trainer import RunInterrupted
+
     try:
         if isinstance(args, MazeCollectArgs):
+            from ..collect.maze import collect_maze
+
             written = [collect_maze(args)]
         else:
             from ..collect.sac import collect
@@ -91,19 +97,24 @@ def demo(argv: list[str]) -> int:
     return demo(args)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    from ..runs.sweep import read_file
+
+    return read_file(path)
+
+
 def sweep(argv: list[str]) -> int:
     own, extra = argv, list[str]()
     if "--" in argv:
         own, extra = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
-    from ..report import report
-    from ..runs.sweep import read_file, sweep
-
     peek = argparse.ArgumentParser(prog="qcse sweep", add_help=False, allow_abbrev=False)
     peek.add_argument("--file", type=Path)
     path = peek.parse_known_args(own)[0].file
-    given = {} if path is None else read_file(path)
+    given = {} if path is None else _read(path)
     extra = [*map(str, given.pop("extra", ())), *extra]
     args = parse(SweepArgs, "sweep", own, SweepArgs(**given))
+    from ..report import report
+    from ..runs.sweep import sweep
 
     def finish(runs: Sequence[Path], out: Path) -> None:
         print(report(runs, out / "report"))

@@ -1,4 +1,4 @@
-"""`qcse train`."""
+"""`qcse train`. What needs torch is imported once the options are known: --help is quick."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ import tyro
 
 from ..config import TrainConfig, from_dict, has_preset, preset, to_dict, validate
 from ..config.commands import TrustEnvSpec
-from ..data.sources import source_of
 from ..data.tasks import DatasetTask, find_task
 from ..envs import trust
 from ..errors import ConfigError
 from ..files import own
-from ..runs.folder import check_folder, check_new, folder_of, group_of, refuse_contradictions, stored_config
 from ..runs.signals import end_with_parent
 
 
@@ -41,6 +39,8 @@ def train(argv: list[str]) -> int:
     if known.resume is None:
         defaults = _defaults(known, task)
     else:
+        from ..runs.folder import stored_config
+
         defaults = stored_config(known.resume)
         trust.check_run(known.resume, defaults.env)
     values = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(TrainConfig)}
@@ -73,15 +73,25 @@ def _defaults(known: argparse.Namespace, task: DatasetTask | None) -> TrainConfi
     """Of a new run."""
     of_task = task is not None and not known.env and has_preset(known.algo, task.env_id, task.preset)
     kind = known.preset or (task.preset if task is not None and of_task else "default")
-    env = known.env or (task.env_id if task else source_of(known.dataset).environment(known.dataset) or "Hopper-v5")
+    env = known.env or (task.env_id if task else _environment_of(known.dataset) or "Hopper-v5")
     defaults = preset(known.algo, env, kind, known.bonus)
     if task is not None:
         defaults.task, defaults.dataset = task.name, task.path
     return defaults
 
 
+def _environment_of(dataset: str) -> str | None:
+    """The environment that a dataset's name stands for by itself."""
+    if not dataset:
+        return None
+    from ..data.sources import source_of
+
+    return source_of(dataset).environment(dataset)
+
+
 def _run(config: TrainConfig, resume: Path | None) -> int:
     from ..runs import checkpoint
+    from ..runs.folder import check_folder, check_new, folder_of, group_of, refuse_contradictions, stored_config
     from ..runs.trainer import RunInterrupted, Trainer
 
     out = resume or folder_of(config)

@@ -23,6 +23,7 @@ from ..data.d4rl import write_d4rl
 from ..data.transitions import bar_hidden
 from ..envs.make import make_env
 from ..envs.mazes import MazeEnv, ant_to_goal, free_cells, shortest_paths
+from ..envs.names import is_maze
 from ..errors import ConfigError
 from ..runs.policy import StoredPolicy
 from ..runs.signals import stoppable
@@ -36,11 +37,6 @@ GOAL_WAY = 10.0  # length of the way to a goal as D4RL's walking policy is told 
 
 # position and velocity or whole observation [D], waypoint [2] -> action [A]
 Driver = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
-
-
-def is_maze(env_id: str) -> bool:
-    """Whether `qcse collect` leads a body through this environment instead of training SAC in it."""
-    return env_id.startswith(("qcse/pointmaze-", "qcse/maze2d-", "qcse/antmaze-"))
 
 
 class Navigator:

@@ -12,3 +12,8 @@ def is_minari(env_id: str) -> bool:
 def is_code(env_id: str) -> bool:
     """Whether making the environment of this name imports a module that the name itself chooses."""
     return ":" in env_id and not is_minari(env_id)
+
+
+def is_maze(env_id: str) -> bool:
+    """Whether it is a maze of this package, in which a body can be led from place to place."""
+    return env_id.startswith(("qcse/pointmaze-", "qcse/maze2d-", "qcse/antmaze-"))
