@@ -2,7 +2,8 @@
 
 Sampling from a buffer on the device, policy, critics with the conservative term and Cal-QL's bound, policy, temperature
 and multiplier losses, Adam, targets: one jitted function of a donated state, for all seeds at once. The mathematics is
-that of `qcse.learn.agents.cal_ql.CalQL` (tests/train/learn/test_jax_update.py compares losses, gradients and updates); it has no bonus.
+that of `qcse.learn.agents.cal_ql.CalQL` (tests/train/learn/test_jax_update.py compares losses, gradients, updates); it
+has no bonus.
 Nothing is done here that ours leaves out, and less bookkeeping: the three losses are returned, other metrics are not
 computed. As in ours the policy is evaluated once per state, a state's actions share its half of the critics' first
 layer, and both critics are one product.

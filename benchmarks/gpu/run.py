@@ -143,85 +143,77 @@ def find_sanitizer() -> str:
 
 def plan(tools: Tools, rest: bool) -> list[Stage]:
     """The stages in order; with `rest` those of the second command."""
-    python, lab = sys.executable, str(tools.lab)
-    on_gpu = ["--device", "cuda"]
-    small = ["--seeds", "1", "2", "--batch-size", "32", "--rounds", "2", "--updates", "1"]
-    training = [python, str(HERE / "training.py"), "--device"]
-    corl = ["--corl", tools.corl] if tools.corl else []
-    bench = [python, "-m", "qcse_ext.bench", "--lines", "--runs", "5", "--limit", "5", "--device"]
-    others = ["--implementations", "qcse", "torch-naive", "torch-cdist", "flashlib"]
-    others += ["--sizes", "4096x17", "65536x17", "256x17", "65536x111", "1024x17"]
-    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb", "short", "tests/cuda"]
-    device = (
-        {"QCSE_CUDA_DEVICE": "cpu", "QCSE_CUDA_PROBLEMS": "10"} if flag("DRY_RUN") else {"QCSE_CUDA_DEVICE": "cuda"}
-    )
-    compared = "random_problem or size or separate or batch or values or half or strides or fewer"
+    return _rest(tools) if rest else [*_laboratory(tools), *_training(tools), *_tests(tools)]
 
-    def sanitize(tool: str, limit_s: float) -> Stage:
-        # All that the laboratory launches is looked at, CUB's sort too: what that writes would else seem unwritten.
-        command = [find_sanitizer(), "--tool", tool, "--error-exitcode", "9", lab, "check", *on_gpu, "--largest", "300"]
-        return Stage(tool, limit_s, [*command, "--budget", str(int(limit_s) - 12)])
 
-    if rest:
-        sizes, ks = ["--sizes", "65536x11", "1000000x29"], ["--sizes", "65536x17", "--k", "5", "50", "100"]
-        few = [*training, "cuda", "--seeds", "1", "16", "--precision", "bf16", "--no-jax", "--budget-s", "20"]
-        real = [*bench, "cuda", "--data", "hopper", "halfcheetah", "--n", "4096", "65536", "--budget", "19"]
-        keops = [*bench, "cuda", "--implementations", "qcse", "keops", "--timing", "eager", "--budget", "15"]
-        return [
-            sanitize("initcheck", 35),
-            sanitize("synccheck", 20),
-            Stage("laboratory, more sizes", 40, [lab, "search", *sizes, *on_gpu, "--budget", "34"], results="search"),
-            Stage("laboratory, other k", 15, [lab, "search", *ks, *on_gpu, "--budget", "11"], results="search"),
-            Stage("training, bf16", 25, few, results="training"),
-            Stage("real trajectories", 25, [*real, "--implementations", "qcse", "torch-cdist"], results="search"),
-            # It compiles at its first call.
-            Stage("KeOps", 20, [*keops, "--sizes", "4096x17", "65536x17"], results="search"),
-        ]
+PYTHON = [sys.executable]
+ON_GPU = ["--device", "cuda"]
+TRAINING = [*PYTHON, str(HERE / "training.py"), "--device"]
+BENCH = [*PYTHON, "-m", "qcse_ext.bench", "--lines", "--runs", "5", "--limit", "5", "--device"]
+
+
+def _sanitize(lab: str, tool: str, limit_s: float) -> Stage:
+    # All that the laboratory launches is looked at, CUB's sort too: what that writes would else seem unwritten.
+    command = [find_sanitizer(), "--tool", tool, "--error-exitcode", "9", lab, "check", *ON_GPU, "--largest", "300"]
+    return Stage(tool, limit_s, [*command, "--budget", str(int(limit_s) - 12)])
+
+
+def _laboratory(tools: Tools) -> list[Stage]:
+    lab, smoke = str(tools.lab), [*PYTHON, str(HERE / "smoke.py"), "--lab", str(tools.lab)]
     return [
-        Stage(
-            "smoke",
-            25,
-            [python, str(HERE / "smoke.py"), "--lab", lab],
-            rehearsal=[python, str(HERE / "smoke.py"), "--lab", lab, "--device", "cpu"],
-            results="search",
-        ),
-        Stage("facts", 10, [lab, "facts", *on_gpu], rehearsal=[lab, "facts"], results="search"),
+        Stage("smoke", 25, smoke, rehearsal=[*smoke, "--device", "cpu"], results="search"),
+        Stage("facts", 10, [lab, "facts", *ON_GPU], rehearsal=[lab, "facts"], results="search"),
         Stage(
             "laboratory, problems",
             15,
-            [lab, "check", "--problems", "60", *on_gpu, "--budget", "8"],
+            [lab, "check", "--problems", "60", *ON_GPU, "--budget", "8"],
             rehearsal=[lab, "check", "--largest", "300"],
         ),
         Stage(
-            "laboratory",
-            45,
-            [lab, "search", *on_gpu, "--budget", "39"],
-            rehearsal=[lab, "search"],
-            results="search",
+            "laboratory", 45, [lab, "search", *ON_GPU, "--budget", "39"], rehearsal=[lab, "search"], results="search"
         ),
         Stage(
             "tuning",
             80,
-            [lab, "tune", *on_gpu, "--budget", "71"],
+            [lab, "tune", *ON_GPU, "--budget", "71"],
             rehearsal=[lab, "tune", "--sizes", "256x17", "1024x17"],
             results="tuning",
         ),
-        Stage("ncu", 70, [python, str(HERE / "ncu.py"), lab, str(tools.out)], results="search"),
+        Stage("ncu", 70, [*PYTHON, str(HERE / "ncu.py"), lab, str(tools.out)], results="search"),
+    ]
+
+
+def _training(tools: Tools) -> list[Stage]:
+    small = ["--seeds", "1", "2", "--batch-size", "32", "--rounds", "2", "--updates", "1"]
+    corl = ["--corl", tools.corl] if tools.corl else []
+    return [
         Stage(
             "training",
             35,
-            [*training, "cuda", "--seeds", "1", "16", "8", "--no-jax", "--budget-s", "29", *corl],
-            rehearsal=[*training, "cpu", *small, "--no-jax", *corl],
+            [*TRAINING, "cuda", "--seeds", "1", "16", "8", "--no-jax", "--budget-s", "29", *corl],
+            rehearsal=[*TRAINING, "cpu", *small, "--no-jax", *corl],
             results="training",
         ),
         # A stage of its own: should JAX end the process, what it is compared with is there already.
         Stage(
             "training beside JAX, TF32",
             50,
-            [*training, "cuda", "--seeds", "1", "16", "8", "--precision", "tf32", "--budget-s", "43"],
-            rehearsal=[*training, "cpu", *small],
+            [*TRAINING, "cuda", "--seeds", "1", "16", "8", "--precision", "tf32", "--budget-s", "43"],
+            rehearsal=[*TRAINING, "cpu", *small],
             results="training",
         ),
+    ]
+
+
+def _tests(tools: Tools) -> list[Stage]:
+    tests = [*PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb", "short", "tests/cuda"]
+    device = (
+        {"QCSE_CUDA_DEVICE": "cpu", "QCSE_CUDA_PROBLEMS": "10"} if flag("DRY_RUN") else {"QCSE_CUDA_DEVICE": "cuda"}
+    )
+    compared = "random_problem or size or separate or batch or values or half or strides or fewer"
+    others = ["--implementations", "qcse", "torch-naive", "torch-cdist", "flashlib"]
+    others += ["--sizes", "4096x17", "65536x17", "256x17", "65536x111", "1024x17"]
+    return [
         Stage(
             "cuda tests",
             70,
@@ -231,15 +223,33 @@ def plan(tools: Tools, rest: bool) -> list[Stage]:
         ),
         # By itself: what is free on the GPU is not for one process alone to say.
         Stage("cuda tests, memory", 20, [*tests, "-k", "memory"], environment=device),
-        sanitize("memcheck", 40),
-        sanitize("racecheck", 45),
+        _sanitize(str(tools.lab), "memcheck", 40),
+        _sanitize(str(tools.lab), "racecheck", 45),
         Stage(
             "other libraries",
             40,
-            [*bench, "cuda", *others, "--budget", "34"],
-            rehearsal=[*bench, "cpu", "--sizes", "256x17"],
+            [*BENCH, "cuda", *others, "--budget", "34"],
+            rehearsal=[*BENCH, "cpu", "--sizes", "256x17"],
             results="search",
         ),
+    ]
+
+
+def _rest(tools: Tools) -> list[Stage]:
+    lab = str(tools.lab)
+    sizes, ks = ["--sizes", "65536x11", "1000000x29"], ["--sizes", "65536x17", "--k", "5", "50", "100"]
+    few = [*TRAINING, "cuda", "--seeds", "1", "16", "--precision", "bf16", "--no-jax", "--budget-s", "20"]
+    real = [*BENCH, "cuda", "--data", "hopper", "halfcheetah", "--n", "4096", "65536", "--budget", "19"]
+    keops = [*BENCH, "cuda", "--implementations", "qcse", "keops", "--timing", "eager", "--budget", "15"]
+    return [
+        _sanitize(lab, "initcheck", 35),
+        _sanitize(lab, "synccheck", 20),
+        Stage("laboratory, more sizes", 40, [lab, "search", *sizes, *ON_GPU, "--budget", "34"], results="search"),
+        Stage("laboratory, other k", 15, [lab, "search", *ks, *ON_GPU, "--budget", "11"], results="search"),
+        Stage("training, bf16", 25, few, results="training"),
+        Stage("real trajectories", 25, [*real, "--implementations", "qcse", "torch-cdist"], results="search"),
+        # It compiles at its first call.
+        Stage("KeOps", 20, [*keops, "--sizes", "4096x17", "65536x17"], results="search"),
     ]
 
 

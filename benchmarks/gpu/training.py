@@ -193,83 +193,109 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
 
 
-def measure(given: argparse.Namespace) -> int:
-    """0 if all of ours that was asked for has been measured, else 1."""
-    end = BEGIN + given.budget_s
-    device = resolve_device(given.device)
-    use_precision(given.precision, device)
-    sizes = {name: getattr(given, name) for name in SHAPES} | {name: tuple(getattr(given, name)) for name in WIDTHS}
-    shapes = BenchArgs(device=given.device, corl=given.corl, **sizes)
-    keep_freed_memory()
-    jax_version = None
-    if given.precision == "bf16" and not given.no_jax:
-        say("jax: left out: its update has no bf16")
-    elif not given.no_jax:
+Makers = list[tuple[str, Callable[[], Candidate]]]  # implementation, and what makes a candidate of it
+
+
+class Measurement:
+    """Groups of candidates, one for each number of seeds, each timed in interleaved rounds while there is time."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given, self.end = given, BEGIN + given.budget_s
+        self.device = resolve_device(given.device)
+        use_precision(given.precision, self.device)
+        sizes = {name: getattr(given, name) for name in SHAPES} | {name: tuple(getattr(given, name)) for name in WIDTHS}
+        self.shapes = BenchArgs(device=given.device, corl=given.corl, **sizes)
+        keep_freed_memory()
+        self.jax_version = self._jax()
+        self.facts = {
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "shapes": sizes,
+            "versions": {"torch": torch.__version__, "jax": self.jax_version},
+        }
+        self.slowest: dict[str, float] = {}  # seconds that building and warming up took, by implementation
+        self.longest = 0.0  # of all rounds
+        self.complete = True  # all of ours that was asked for has been measured
+        self.stays: Candidate | None = None  # CORL's, which has one number of seeds, stands beside every group
+        self.failed: set[str] = set()
+
+    def _jax(self) -> str | None:
+        if self.given.no_jax:
+            return None
+        if self.given.precision == "bf16":
+            say("jax: left out: its update has no bf16")
+            return None
         try:
-            jax_version = import_jax(device)
+            return import_jax(self.device)
         except Exception as error:  # a broken installation fails with anything
             say(f"jax: left out: {reason(error)}")
-    facts = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "shapes": sizes,
-        "versions": {"torch": torch.__version__, "jax": jax_version},
-    }
-    captures = [True, False] if given.eager and device.type == "cuda" else [True]
-    slowest: dict[str, float] = {}  # seconds that building and warming up took, by implementation
-    longest = 0.0  # of all rounds
-    complete, stays = True, None
-    failed: set[str] = set()
-    for seeds in sorted(set(given.seeds), key=lambda s: (s != 1, -s)):
-        makers: list[tuple[str, Callable[[], Candidate]]] = [
+            return None
+
+    def run(self) -> int:
+        """0 if all of ours that was asked for has been measured, else 1."""
+        for seeds in sorted(set(self.given.seeds), key=lambda s: (s != 1, -s)):
+            group = ([] if self.stays is None else [self.stays]) + self._built(seeds)
+            fresh = [candidate for candidate in group if candidate is not self.stays]
+            if not fresh:
+                continue
+            self._time(group, seeds)
+            for candidate in fresh:
+                say(json.dumps(record(candidate, group, self.facts)))
+            self.stays = next((candidate for candidate in group if candidate.implementation == "corl"), None)
+        return 0 if self.complete else 1
+
+    def _makers(self, seeds: int) -> Makers:
+        given, shapes, device = self.given, self.shapes, self.device
+        captures = [True, False] if given.eager and device.type == "cuda" else [True]
+        makers: Makers = [
             ("qcse", partial(ours, seeds, bonus, given.precision, captured, shapes, device))
             for captured in captures
             for bonus in dict.fromkeys(given.bonuses)
         ]
-        if given.corl is not None and stays is None and "corl" not in failed:
+        if given.corl is not None and self.stays is None and "corl" not in self.failed:
             makers.append(("corl", partial(corl, given.corl, given.precision, shapes, device)))
-        if jax_version is not None and "jax" not in failed:
+        if self.jax_version is not None and "jax" not in self.failed:
             makers.append(("jax", partial(in_jax, seeds, given.precision, shapes)))
-        group: list[Candidate] = [] if stays is None else [stays]
-        for name, make in makers:
+        return makers
+
+    def _built(self, seeds: int) -> list[Candidate]:
+        """The candidates that could be built, each warm."""
+        built = []
+        for name, make in self._makers(seeds):
             begin = time.monotonic()
-            if begin + slowest.get(name, 0.0) + longest > end:
+            if begin + self.slowest.get(name, 0.0) + self.longest > self.end:
                 say(f"{name}, seeds {seeds}: left out: the time is up")
-                complete = complete and name != "qcse"
+                self.complete = self.complete and name != "qcse"
                 continue
             try:
                 candidate = make()
                 candidate.timed(WARM)
             except Exception as error:  # the others shall not pay for it
                 say(f"{name}, seeds {seeds}: left out: {reason(error)}")
-                complete = complete and name != "qcse"
-                failed.add(name)
+                self.complete = self.complete and name != "qcse"
+                self.failed.add(name)
                 continue
-            slowest[name] = max(slowest.get(name, 0.0), time.monotonic() - begin)
+            self.slowest[name] = max(self.slowest.get(name, 0.0), time.monotonic() - begin)
             say(f"{name}, seeds {seeds}: built in {time.monotonic() - begin:.1f} s")
-            group.append(candidate)
-        fresh = [candidate for candidate in group if candidate is not stays]
-        if not fresh:
-            continue
+            built.append(candidate)
+        return built
+
+    def _time(self, group: list[Candidate], seeds: int) -> None:
         for candidate in group:
             candidate.seconds = []
-        for number in range(given.rounds):
+        for number in range(self.given.rounds):
             begin = time.monotonic()
-            if number > 0 and begin + longest > end:
-                say(f"seeds {seeds}: the time is up after {number} of {given.rounds} rounds")
+            if number > 0 and begin + self.longest > self.end:
+                say(f"seeds {seeds}: the time is up after {number} of {self.given.rounds} rounds")
                 break
             for candidate in group:
-                candidate.seconds.append(candidate.timed(given.updates))
-            longest = max(longest, time.monotonic() - begin)
-        for candidate in fresh:
-            say(json.dumps(record(candidate, group, facts)))
-        stays = next((candidate for candidate in group if candidate.implementation == "corl"), None)
-    return 0 if complete else 1
+                candidate.seconds.append(candidate.timed(self.given.updates))
+            self.longest = max(self.longest, time.monotonic() - begin)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = options(argv)
     try:
-        return measure(given)
+        return Measurement(given).run()
     except QcseError as error:
         print(f"training: {error}", file=sys.stderr)
         return 1
