@@ -117,6 +117,29 @@ def test_functions_are_short() -> None:
     assert not long, "\n".join(long)
 
 
+def test_tensor_functions_give_shapes() -> None:
+    """Each public function of tensors says in brackets what shapes it takes; a method may leave that to the one that it
+    overrides."""
+    told, untold = set(), []
+    for folder in (PACKAGE, ROOT / "qcse_ext"):
+        for path in folder.rglob("*.py"):
+            for scope in ast.walk(parsed(path)):
+                if not isinstance(scope, ast.Module | ast.ClassDef) or getattr(scope, "name", "").startswith("_"):
+                    continue
+                for node in scope.body:
+                    if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+                        continue
+                    signature = ast.unparse(node.args) + (ast.unparse(node.returns) if node.returns else "")
+                    if "Tensor" not in signature or node.name in ("state_dict", "load_state_dict"):
+                        continue
+                    if "[" in (ast.get_docstring(node) or ""):
+                        told.add(node.name)
+                    else:
+                        untold.append((node.name, f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"))
+    missing = [place for name, place in untold if name not in told]
+    assert not missing, "\n".join(missing)
+
+
 def test_private_is_private() -> None:
     """No module imports another's private names, and none reaches into another object's private attributes."""
     found = []

@@ -31,6 +31,8 @@ CORL_POLICY_HIDDEN = (256, 256, 256)  # what CORL's policy has, whatever its con
 
 
 def random_transitions(rows: int, args: BenchArgs, generator: torch.Generator) -> dict[str, Tensor]:
+    """Columns of a buffer, [rows, ...] each, of standard normal numbers."""
+
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 

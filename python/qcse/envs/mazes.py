@@ -82,7 +82,7 @@ class MazeEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
         self._mujoco.mj_resetData(self.model, self.data)
 
     def set_state(self, qpos: NDArray[Any], qvel: NDArray[Any]) -> None:
-        """Put the body to a state of a file: `infos/qpos` and `infos/qvel`."""
+        """Put the body to a state of a file: a row of `infos/qpos` and one of `infos/qvel`, [numbers] each."""
         self.data.qpos[:], self.data.qvel[:] = qpos, qvel
         self._mujoco.mj_forward(self.model, self.data)
 
@@ -183,7 +183,8 @@ class AntGoalEnv(AntMazeEnv):
 
 
 def ant_to_goal(observation: NDArray[Any], goal: NDArray[Any]) -> NDArray[Any]:
-    """What `AntGoalEnv` observes where `AntMazeEnv` observes `observation`: the ant (27), the way (2)."""
+    """What `AntGoalEnv` observes, [29], where `AntMazeEnv` observes `observation` [29] and is to go to `goal` [2]: the
+    ant (27), the way (2)."""
     return np.concatenate([observation[2:], goal - observation[:2]])
 
 

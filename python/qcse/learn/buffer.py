@@ -92,7 +92,7 @@ class ReplayBuffer:
 
     @property
     def held(self) -> int | Tensor:
-        """`size` as the draws need it."""
+        """`size` as the draws need it: a number, or a float64 scalar [] on the device."""
         return self.size if self._held is None else self._held
 
     def add(self, **columns: Tensor) -> int:
@@ -157,7 +157,7 @@ class ReplayBuffer:
         return {name: value[:, slots] for name, value in self.online.items()}
 
     def restore(self, first: int, columns: dict[str, Tensor]) -> None:
-        """Put back what `rows_of` gave; numbers that the ring has overwritten since are left out."""
+        """Put back what `rows_of` gave, [S, n, ...]; numbers that the ring has overwritten since are left out."""
         count = columns["rewards"].shape[1]
         begin = max(first, self.added - self.size)
         slots = torch.arange(begin, first + count, device=self.device) % self.capacity

@@ -65,11 +65,11 @@ class BatchedMLP(nn.Module):
                 self.norm_shifts.append(nn.Parameter(torch.zeros_like(self.biases[-1])))
 
     def layers(self, frozen: bool = False, rows: Tensor | None = None) -> list[Layer]:
-        """Every layer's parameters.
+        """Every layer's parameters, [M, in, out] and [M, 1, out] each.
 
         Args:
             frozen: detached, so that gradient flows to the input only.
-            rows: int64 numbers of the networks wanted, out of M; None: all.
+            rows: int64 numbers [K] of the networks wanted, out of M; None: all.
         """
 
         def take(parameter: Tensor) -> Tensor:

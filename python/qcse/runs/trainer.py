@@ -188,7 +188,7 @@ class Trainer:
             self.check_finite(metrics)
 
     def check_finite(self, metrics: Mapping[str, Tensor]) -> None:
-        """NonFiniteLossError where a loss is NaN or infinite; the batch that it happened on is saved."""
+        """NonFiniteLossError where a loss, [S] each, is NaN or infinite; the batch that it happened on is saved."""
         losses = {name: value for name, value in metrics.items() if name.startswith("loss/")}
         if not losses or bool(torch.isfinite(torch.stack(list(losses.values()))).all()):
             return

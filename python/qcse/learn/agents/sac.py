@@ -197,6 +197,7 @@ class SAC:
 
     @staticmethod
     def q_metrics(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Means [S] of predicted [S, E, B] and target [S, B]."""
         return {"q/data": predicted.detach().mean((-2, -1)), "q/target": target.mean(-1)}
 
     def draw_noise(self, streams: Streams, batch_size: int) -> Noise:

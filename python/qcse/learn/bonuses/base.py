@@ -19,9 +19,13 @@ class Learner(Protocol):
     critics: Critics
     targets: Critics
 
-    def act(self, observations: Tensor, noise: Tensor | None = None) -> Tensor: ...
+    def act(self, observations: Tensor, noise: Tensor | None = None) -> Tensor:
+        """observations [S, B, D] -> actions [S, B, A]: the mode, or with noise [S, B, A] one that explores."""
+        ...
 
-    def min_q(self, observations: Tensor, actions: Tensor, critics: Critics | None = None) -> Tensor: ...
+    def min_q(self, observations: Tensor, actions: Tensor, critics: Critics | None = None) -> Tensor:
+        """The value [S, B] of actions [S, B, A] by the current critics, or by those given."""
+        ...
 
 
 class Bonus(Protocol):

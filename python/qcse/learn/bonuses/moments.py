@@ -51,11 +51,11 @@ class RunningMoments:
         self.mean.lerp_(mean, rate)
 
     def standardise(self, x: Tensor) -> Tensor:
-        """(x - mean) / spread; a channel that hardly varies is only centred."""
+        """(x - mean) / spread, for x [S, N, C] or [S, N]; a channel that hardly varies is only centred."""
         return (x - self.mean.unsqueeze(1)) / self.spread().unsqueeze(1)
 
     def spread(self) -> Tensor:
-        """The standard deviation; 1 for a channel that hardly varies."""
+        """The standard deviation, [S, C] or [S]; 1 for a channel that hardly varies."""
         spread = self.variance.sqrt()
         return torch.where(spread > 1e-6, spread, 1.0)
 

@@ -65,6 +65,7 @@ class Neighbours:
         raise NotImplementedError
 
     def scale_values(self, values: Tensor, batch_values: Tensor, eligible: Tensor) -> Tensor:
+        """The second coordinate as it enters the distance: values [S, M], scaled as the batch's [S, N] are."""
         return values
 
     def novelty(self, radius: Tensor, count: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ class Neighbours:
         raise NotImplementedError
 
     def observe(self, batch: Batch, values: Tensor, eligible: Tensor) -> None:
-        """Update the running statistics."""
+        """Update the running statistics by a batch's values [S, N], the eligible [S, N] of them."""
         if self.config.state_scale.startswith("standardised"):
             self.states.update(batch.observations, eligible)
 
