@@ -3,11 +3,11 @@
 
 #include <string>
 
-#include "cpu/networks_cpu.h"
-#include "cpu/knn_cpu.h"
+#include "nets/cpu/launch.h"
+#include "knn/cpu/launch.h"
 #ifdef QCSE_WITH_CUDA
-#include "cuda/knn_cuda.h"
-#include "ops_cuda.h"
+#include "knn/cuda/launch.h"
+#include "knn/op_cuda.h"
 #endif
 
 namespace py = pybind11;
