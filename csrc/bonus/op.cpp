@@ -3,7 +3,8 @@
 #include <tuple>
 
 #include "bonus/cpu/launch.h"
-#include "knn/op.h"
+#include "base/op.h"
+#include "knn/knn.h"
 
 namespace qcse {
 namespace {

@@ -1,48 +1,14 @@
-// What the CPU and the CUDA registration of the operators share: argument checks, conversion to the contract's dense
+// What the CPU and the CUDA registration of knn and entropy share: argument checks, conversion to the contract's dense
 // arrays, allocation of the outputs. A backend supplies a launcher and nothing else.
 #pragma once
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <optional>
-#include <sstream>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 #include <vector>
 
-#include "knn/cpu/launch.h"
+#include "base/op.h"
 #include "knn/knn.h"
 
 namespace qcse {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// Throws std::runtime_error, which torch turns into RuntimeError, with the parts written one after the other.
-template <typename... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
-}
-
-// "[3, 4]"
-std::string shape_of(const Tensor& t);
-
-// torch's own thread pool.
-cpu::Threads cpu_threads();
-
-// Throws std::runtime_error unless t is float32 or float64.
-void expect_float(const char* op, const char* name, const Tensor& t);
-
-// Throws std::runtime_error unless t has this shape, and the device of `like` and its dtype (or `type`); the message
-// calls `like` by its name.
-void expect(const char* op, const std::string& name, const Tensor& t, const Tensor& like,
-            const std::vector<int64_t>& shape, std::optional<ScalarType> type = std::nullopt,
-            const std::string& like_name = "states");
 
 // The checked arguments: dense tensors on one device, all float32 or all float64, and the sizes of the problem.
 struct KnnArguments {

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "nets/cpu/launch.h"
-#include "knn/op.h"
+#include "base/op.h"
 
 namespace qcse {
 

@@ -3,6 +3,7 @@
 #include <tuple>
 #include <vector>
 
+#include "base/integers.h"
 #include "nets/op.h"
 
 namespace qcse {
@@ -44,9 +45,9 @@ Mlp<T> describe(const MlpArguments& a, const std::vector<const T*>& weights, con
   m.weights = weights.data(), m.biases = biases.data();
   m.x = a.x.const_data_ptr<T>();
   m.bf16 = a.bf16;
-  m.chunks = (a.rows + kMlpChunk - 1) / kMlpChunk;
+  m.chunks = ceil_div(a.rows, kMlpChunk);
   m.kept = 1;
-  for (size_t l = 0; l + 1 < a.layers.widths.size(); ++l) m.kept += (a.layers.widths[l] + 31) / 32 * 32;
+  for (size_t l = 0; l + 1 < a.layers.widths.size(); ++l) m.kept += round_up(a.layers.widths[l], 32);
   return m;
 }
 

@@ -5,14 +5,11 @@
 #include <utility>
 #include <vector>
 
+#include "knn/cpu/launch.h"
 #include "knn/digamma.h"
 
 namespace qcse::cpu {
 namespace {
-
-void run_here(int64_t begin, int64_t end, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
-  body(begin, end, context);
-}
 
 template <typename T>
 class Seed {
@@ -158,12 +155,9 @@ template <typename T>
 void batch_entropy(const BatchEntropy<T>& batch, const Threads& threads) {
   // A batch is small: the search of one seed is worth several threads only where there are no other seeds.
   if (batch.seeds == 1) return Seed<T>(batch, 0).run(threads);
-  auto run = [&batch](int64_t begin, int64_t end) {
-    for (int64_t seed = begin; seed < end; ++seed) Seed<T>(batch, seed).run(Threads{run_here, 1});
-  };
-  threads.parallel_for(
-      0, batch.seeds, 1,
-      [](int64_t begin, int64_t end, void* context) { (*static_cast<decltype(run)*>(context))(begin, end); }, &run);
+  for_ranges(threads, batch.seeds, [&](int64_t begin, int64_t end) {
+    for (int64_t seed = begin; seed < end; ++seed) Seed<T>(batch, seed).run(kThisThread);
+  });
 }
 
 template void batch_entropy(const BatchEntropy<float>&, const Threads&);

@@ -1,7 +1,7 @@
 // The CPU backend of a batch's bonus (batch_entropy.h). No torch header: the caller lends its thread pool.
 #pragma once
+#include "base/threads.h"
 #include "bonus/batch_entropy.h"
-#include "knn/cpu/launch.h"
 
 namespace qcse::cpu {
 

@@ -8,17 +8,13 @@
 #include <cstring>
 #include <ctime>
 #include <limits>
-#include <memory>
-#include <new>
 #include <numeric>
 #include <stdexcept>
 #include <type_traits>
 #include <utility>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
+#include "base/integers.h"
+#include "base/memory.h"
 #include "knn/cpu/kernels.h"
 #include "knn/digamma.h"
 
@@ -79,60 +75,6 @@ const Kernels<T>& kernels() {
     return set->twofold;
   }
 }
-
-// ---- Memory and threads -------------------------------------------------------------------------------------------
-
-// Uninitialised memory on cache-line boundaries; where there is much of it in large pages, if the system has them: a
-// million rows would take longer to be mapped in small ones than to be packed.
-inline void* allocate(size_t bytes) {
-  constexpr size_t kLine = 64, kLargePage = size_t{2} << 20;
-  const size_t alignment = bytes >= 2 * kLargePage ? kLargePage : kLine;
-  const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  void* memory = std::aligned_alloc(alignment, rounded);
-  if (memory == nullptr) throw std::bad_alloc();
-#ifdef __linux__
-  if (alignment == kLargePage) madvise(memory, rounded, MADV_HUGEPAGE);  // a wish; refused without harm
-#endif
-  return memory;
-}
-
-template <typename T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count = 0)
-      : data_(count == 0 ? nullptr : static_cast<T*>(allocate(static_cast<size_t>(count) * sizeof(T)))) {}
-  T* get() const { return data_.get(); }
-  T& operator[](int64_t i) const { return data_.get()[i]; }
-
- private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
-
-// Calls body(item) for every item in [0, items), each on some thread; a free thread takes the next item.
-template <class Body>
-void for_each(const Threads& threads, int64_t items, const Body& body) {
-  const int64_t workers = std::min(threads.count, items);
-  if (workers <= 1) {
-    for (int64_t i = 0; i < items; ++i) body(i);
-    return;
-  }
-  struct Context {
-    const Body& body;
-    std::atomic<int64_t> next;
-    int64_t items;
-  } context{body, 0, items};
-  const auto work = [](int64_t, int64_t, void* opaque) {
-    Context& c = *static_cast<Context*>(opaque);
-    for (int64_t i; (i = c.next.fetch_add(1, std::memory_order_relaxed)) < c.items;) c.body(i);
-  };
-  threads.parallel_for(0, workers, 1, work, &context);
-}
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // ---- Sorting ------------------------------------------------------------------------------------------------------
 

@@ -4,15 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "base/threads.h"
 #include "knn/knn.h"
 
 namespace qcse::cpu {
-
-// A thread pool: runs body(begin, end, context) on disjoint ranges that cover [begin, end), on up to `count` threads.
-struct Threads {
-  void (*parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
-  int64_t count;
-};
 
 // Solves the problem. Same bits for every thread count, instruction set and search path.
 template <typename T>

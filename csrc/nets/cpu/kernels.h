@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "base/integers.h"
 #include "nets/critic.h"
 #include "nets/mlp.h"
 #include "nets/tanh_gaussian.h"

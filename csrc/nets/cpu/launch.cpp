@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
-#include <memory>
-#include <new>
 #include <numeric>
 #include <stdexcept>
 #include <vector>
 
+#include "base/memory.h"
+#include "knn/cpu/launch.h"
 #include "nets/cpu/kernels.h"
 
 namespace qcse::cpu {
@@ -68,20 +68,6 @@ size_t set_of(const MlpGradient<T>& gradient) {
   throw std::invalid_argument("qcse::mlp_backward: hidden is not what mlp_forward kept on this machine");
 }
 
-constexpr std::align_val_t kCacheLine{64};
-
-template <typename T>
-struct Freed {
-  void operator()(T* p) const { ::operator delete[](p, kCacheLine); }
-};
-
-// Left uninitialised: the kernels write before they read.
-template <typename T>
-std::unique_ptr<T[], Freed<T>> scratch(int64_t scalars) {
-  void* p = ::operator new[](static_cast<size_t>(scalars) * sizeof(T), kCacheLine);
-  return std::unique_ptr<T[], Freed<T>>(static_cast<T*>(p));
-}
-
 // Every network's units of work (states, chunks of rows) in equal parts, as few as give each thread the same number of
 // them.
 struct Parts {
@@ -95,18 +81,11 @@ struct Parts {
   int64_t end(int64_t part) const { return units * (part % splits + 1) / splits; }
 };
 
-template <typename Body>
-void for_each(const Threads& threads, int64_t count, Body body, int64_t grain = 1) {
-  threads.parallel_for(
-      0, count, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<Body*>(context))(begin, end); },
-      &body);
-}
-
 // body(part, workspace) for every part.
 template <typename T, typename Body>
 void for_parts(const Threads& threads, const Parts& parts, int64_t scalars, const Body& body) {
-  for_each(threads, parts.count(), [&](int64_t begin, int64_t end) {
-    const auto space = scratch<T>(scalars);
+  for_ranges(threads, parts.count(), [&](int64_t begin, int64_t end) {
+    const Buffer<T> space(scalars);
     for (int64_t part = begin; part < end; ++part) body(part, space.get());
   });
 }
@@ -124,7 +103,7 @@ class Gradients {
       parameters_ += layers_[l].weights + layers_[l].biases;
       inputs = widths[l];
     }
-    copies_ = scratch<T>(parts.nets * (parts.splits - 1) * parameters_);
+    copies_ = Buffer<T>(parts.nets * (parts.splits - 1) * parameters_);
   }
 
   struct Pointers {
@@ -163,7 +142,7 @@ class Gradients {
   T* const* biases_;
   std::vector<Layer> layers_;
   int64_t parameters_ = 0;
-  std::unique_ptr<T[], Freed<T>> copies_;
+  Buffer<T> copies_;
 };
 
 template <typename T>
@@ -272,10 +251,10 @@ void for_states(const TanhGaussian<T>& g, const Threads& threads, const Body& bo
   const TanhGaussianKernels<T>& k = kernels<T>(false).tanh_gaussian;
   const int64_t scalars = k.workspace(g), grain = std::max(int64_t(1), (int64_t(1) << 16) / (g.samples * g.dim));
   const auto run = [&](int64_t begin, int64_t end) {
-    const auto space = scratch<T>(scalars);
+    const Buffer<T> space(scalars);
     body(k, begin, end, space.get());
   };
-  for_each(threads, g.states, run, grain);
+  for_ranges(threads, g.states, run, grain);
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 // policies (tanh_gaussian.h). No torch header: the caller lends its thread pool.
 #pragma once
 #include "nets/critic.h"
-#include "knn/cpu/launch.h"
+#include "base/threads.h"
 #include "nets/mlp.h"
 #include "nets/tanh_gaussian.h"
 

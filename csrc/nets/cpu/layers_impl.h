@@ -30,7 +30,6 @@ constexpr int64_t kLanes = kBytes / sizeof(T);
 template <typename T>
 constexpr int64_t kPanel = 2 * kLanes<T>;
 
-inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <typename T>
