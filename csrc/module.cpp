@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "nets/cpu/launch.h"
+#include "isa/isa.h"
 #include "knn/cpu/launch.h"
 #ifdef QCSE_WITH_CUDA
 #include "knn/cuda/launch.h"

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "isa/isa.h"
 #include "knn/cpu/launch.h"
 
 namespace lab {

@@ -5,6 +5,7 @@
 
 #include "nets/cpu/launch.h"
 #include "base/op.h"
+#include "isa/isa.h"
 
 namespace qcse {
 

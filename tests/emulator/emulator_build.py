@@ -139,7 +139,7 @@ def build_lab(folder: Path = ROOT / "build" / "emulator", jobs: int = 2) -> Path
     """Builds the laboratory (benchmarks/gpu/lab.cu) for the emulated GPU and returns the program's path."""
     csrc = ROOT / "csrc"
     own = [HERE / "emulator.cpp", HERE / "checker.cpp", ROOT / "benchmarks" / "gpu" / "lab.cu"]
-    cpu = [*sorted((csrc / "knn" / "cpu").glob("*.cpp")), csrc / "isa" / "portable" / "knn.cpp"]
+    cpu = [path for folder in ("knn/cpu", "isa", "isa/portable") for path in sorted((csrc / folder).glob("*.cpp"))]
     objects = _compile([*own, *cpu, *sorted((csrc / "knn" / "cuda").glob("*.cu"))], csrc, folder, jobs, True, True)
     return _link(objects, "qcse_lab", [])
 

@@ -17,6 +17,7 @@
 
 #include "bonus/batch_entropy.h"
 #include "bonus/cpu/launch.h"
+#include "isa/isa.h"
 #include "knn/cpu/launch.h"
 #include "nets/cpu/launch.h"
 

@@ -63,6 +63,8 @@ struct Double {
 
 }  // namespace
 
-const KernelSet kAvx2Kernels = {"avx2", make_kernels<Float, 4, 2>(), make_kernels<Double, 4, 2>()};
+namespace avx2 {
+extern const KernelSet kSearch = {make_kernels<Float, 4, 2>(), make_kernels<Double, 4, 2>()};
+}  // namespace avx2
 
 }  // namespace qcse::cpu

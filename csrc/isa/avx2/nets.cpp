@@ -14,6 +14,8 @@ constexpr int kFeatures = 4;
 
 }  // namespace
 
-const NetworkKernelSet kAvx2Networks = {"avx2", make_kernels<Sparse<float>>(), make_kernels<Sparse<double>>()};
+namespace avx2 {
+extern const NetworkKernelSet kNetworks = {make_kernels<Sparse<float>>(), make_kernels<Sparse<double>>()};
+}  // namespace avx2
 
 }  // namespace qcse::cpu

@@ -12,6 +12,8 @@ namespace {
 
 }  // namespace
 
-const KernelSet kAvx512Kernels = {"avx512", make_kernels<Float, 8, 1>(), make_kernels<Double, 8, 1>()};
+namespace avx512 {
+extern const KernelSet kSearch = {make_kernels<Float, 8, 1>(), make_kernels<Double, 8, 1>()};
+}  // namespace avx512
 
 }  // namespace qcse::cpu

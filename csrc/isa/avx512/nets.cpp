@@ -14,6 +14,8 @@ constexpr int kFeatures = 8;
 
 }  // namespace
 
-const NetworkKernelSet kAvx512Networks = {"avx512", make_kernels<Sparse<float>>(), make_kernels<Sparse<double>>()};
+namespace avx512 {
+extern const NetworkKernelSet kNetworks = {make_kernels<Sparse<float>>(), make_kernels<Sparse<double>>()};
+}  // namespace avx512
 
 }  // namespace qcse::cpu

@@ -16,6 +16,8 @@ constexpr int kFeatures = 8;
 
 }  // namespace
 
-const NetworkKernels<float> kBfloat16Networks = make_kernels<Bfloat16>();
+namespace avx512bf16 {
+extern const NetworkKernels<float> kBfloat16Networks = make_kernels<Bfloat16>();
+}  // namespace avx512bf16
 
 }  // namespace qcse::cpu

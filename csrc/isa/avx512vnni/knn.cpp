@@ -286,7 +286,8 @@ constexpr Kernels<typename V::Scalar> make_screening_kernels() {
 
 }  // namespace
 
-const KernelSet kAvx512VnniKernels = {"avx512vnni", make_screening_kernels<Float, 8>(),
-                                      make_screening_kernels<Double, 8>()};
+namespace avx512vnni {
+extern const KernelSet kSearch = {make_screening_kernels<Float, 8>(), make_screening_kernels<Double, 8>()};
+}  // namespace avx512vnni
 
 }  // namespace qcse::cpu

@@ -71,7 +71,8 @@ struct Array {
 
 }  // namespace
 
-const KernelSet kPortableKernels = {"portable", make_kernels<Array<float>, 2, 2>(),
-                                    make_kernels<Array<double>, 2, 2>()};
+namespace portable {
+extern const KernelSet kSearch = {make_kernels<Array<float>, 2, 2>(), make_kernels<Array<double>, 2, 2>()};
+}  // namespace portable
 
 }  // namespace qcse::cpu

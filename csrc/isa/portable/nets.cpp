@@ -12,6 +12,8 @@ constexpr int kFeatures = 4;
 
 }  // namespace
 
-const NetworkKernelSet kPortableNetworks = {"portable", make_kernels<Sparse<float>>(), make_kernels<Sparse<double>>()};
+namespace portable {
+extern const NetworkKernelSet kNetworks = {make_kernels<Sparse<float>>(), make_kernels<Sparse<double>>()};
+}  // namespace portable
 
 }  // namespace qcse::cpu

@@ -118,16 +118,8 @@ struct Kernels {
 };
 
 struct KernelSet {
-  const char* name;
   Kernels<float> single;
   Kernels<double> twofold;
 };
-
-extern const KernelSet kPortableKernels;
-#ifdef QCSE_X86_KERNELS
-extern const KernelSet kAvx2Kernels;
-extern const KernelSet kAvx512Kernels;
-extern const KernelSet kAvx512VnniKernels;
-#endif
 
 }  // namespace qcse::cpu

@@ -15,6 +15,7 @@
 
 #include "base/integers.h"
 #include "base/memory.h"
+#include "isa/isa.h"
 #include "knn/cpu/kernels.h"
 #include "knn/digamma.h"
 
@@ -22,41 +23,6 @@ namespace qcse::cpu {
 namespace {
 
 // ---- Choices at run time ------------------------------------------------------------------------------------------
-
-std::vector<const KernelSet*> available_kernels() {
-  std::vector<const KernelSet*> sets = {&kPortableKernels};
-#ifdef QCSE_X86_KERNELS
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    sets.push_back(&kAvx2Kernels);
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
-      sets.push_back(&kAvx512Kernels);
-      if (__builtin_cpu_supports("avx512vnni")) sets.push_back(&kAvx512VnniKernels);
-    }
-  }
-#endif
-  return sets;
-}
-
-const KernelSet* find_kernels(const std::string& name) {
-  const std::vector<const KernelSet*> sets = available_kernels();
-  if (name.empty()) return sets.back();
-  std::string known;
-  for (const KernelSet* set : sets) {
-    if (name == set->name) return set;
-    known += (known.empty() ? "" : ", ") + std::string(set->name);
-  }
-  throw std::invalid_argument("instruction set '" + name + "' is not available here; expected one of: " + known +
-                              " (it is named by QCSE_CPU_ISA or set_instruction_set)");
-}
-
-std::atomic<const KernelSet*>& chosen_kernels() {
-  static std::atomic<const KernelSet*> chosen = [] {
-    const char* name = std::getenv("QCSE_CPU_ISA");
-    return find_kernels(name == nullptr ? "" : name);
-  }();
-  return chosen;
-}
 
 enum class Path { kAuto, kAll, kBoxes, kScreen };
 std::atomic<Path> chosen_path = Path::kAuto;
@@ -68,12 +34,7 @@ std::atomic<int64_t> work_per_thread = kWorkPerThread;
 
 template <typename T>
 const Kernels<T>& kernels() {
-  const KernelSet* set = chosen_kernels().load(std::memory_order_relaxed);
-  if constexpr (std::is_same_v<T, float>) {
-    return set->single;
-  } else {
-    return set->twofold;
-  }
+  return kernels_of<T>(*chosen_set().search);
 }
 
 // ---- Sorting ------------------------------------------------------------------------------------------------------
@@ -995,16 +956,6 @@ HotLoopSpeed hot_loop_speed(int64_t dim) {
 
 template HotLoopSpeed hot_loop_speed<float>(int64_t);
 template HotLoopSpeed hot_loop_speed<double>(int64_t);
-
-std::vector<const char*> instruction_sets() {
-  std::vector<const char*> names;
-  for (const KernelSet* set : available_kernels()) names.push_back(set->name);
-  return names;
-}
-
-const char* instruction_set() { return chosen_kernels().load()->name; }
-
-void set_instruction_set(const std::string& name) { chosen_kernels().store(find_kernels(name)); }
 
 void set_work_per_thread(int64_t work) { work_per_thread = work > 0 ? work : kWorkPerThread; }
 

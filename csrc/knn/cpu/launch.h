@@ -13,13 +13,6 @@ namespace qcse::cpu {
 template <typename T>
 void knn(const KnnProblem<T>& problem, const Threads& threads);
 
-// Instruction sets that this build holds and this machine runs, best last: portable, avx2, avx512, avx512vnni.
-std::vector<const char*> instruction_sets();
-
-// The one in use: the best one, unless QCSE_CPU_ISA or set_instruction_set names another.
-const char* instruction_set();
-void set_instruction_set(const std::string& name);
-
 // How candidates are searched: "all" pairs; through bounding "boxes"; all pairs behind an 8-bit "screen", where the
 // instruction set has one; "auto" decides from the shape and a small sample of the data.
 void set_search_path(const std::string& name);

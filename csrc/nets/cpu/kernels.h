@@ -67,16 +67,8 @@ struct NetworkKernels {
 };
 
 struct NetworkKernelSet {
-  const char* name;
   NetworkKernels<float> single;
   NetworkKernels<double> twofold;
 };
-
-extern const NetworkKernelSet kPortableNetworks;
-#ifdef QCSE_X86_KERNELS
-extern const NetworkKernelSet kAvx2Networks;
-extern const NetworkKernelSet kAvx512Networks;
-extern const NetworkKernels<float> kBfloat16Networks;  // needs AVX512-BF16 and AVX512-VBMI2
-#endif
 
 }  // namespace qcse::cpu

@@ -1,71 +1,39 @@
 #include "nets/cpu/launch.h"
 
 #include <algorithm>
-#include <cstring>
-#include <iterator>
 #include <numeric>
 #include <stdexcept>
+#include <type_traits>
 #include <vector>
 
 #include "base/memory.h"
-#include "knn/cpu/launch.h"
-#include "nets/cpu/kernels.h"
+#include "isa/isa.h"
 
 namespace qcse::cpu {
 namespace {
 
-// All sets, best last. Further ones of the neighbour search, such as avx512vnni, extend one of these.
-constexpr const NetworkKernelSet* kSets[] = {
-    &kPortableNetworks,
-#ifdef QCSE_X86_KERNELS
-    &kAvx2Networks,
-    &kAvx512Networks,
-#endif
-};
-
-bool is_part_of(const NetworkKernelSet& set, const char* name) {
-  return std::strncmp(name, set.name, std::strlen(set.name)) == 0;
-}
-
-// The number in kSets of the set in use.
-size_t chosen_set() {
-  const char* const name = instruction_set();
-  size_t chosen = std::size(kSets) - 1;
-  while (chosen > 0 && !is_part_of(*kSets[chosen], name)) --chosen;
-  return chosen;
-}
-
 template <typename T>
-const NetworkKernels<T>& kernels(bool bf16, size_t set = chosen_set()) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-#ifdef QCSE_X86_KERNELS
-    if (bf16) return kBfloat16Networks;
-#endif
-    return kSets[set]->single;
-  } else {
-    (void)bf16;
-    return kSets[set]->twofold;
+const NetworkKernels<T>& kernels(bool bf16, const NetworkKernelSet& set = *chosen_set().networks) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (bf16) return *bf16_networks();
   }
+  return kernels_of<T>(set);
 }
 
-// Where mlp_forward leaves the number of its set: behind the first chunk of what it keeps.
+// Where mlp_forward leaves the number of its networks: behind the first chunk of what it keeps.
 template <typename T>
-int64_t set_position(const Mlp<T>& m) {
+int64_t number_position(const Mlp<T>& m) {
   return kMlpChunk * m.kept - 1;
 }
 
-// The set that mlp_forward ran on. Another thread may have chosen another since.
+// The networks that mlp_forward ran on. Another thread may have chosen another set since.
 template <typename T>
-size_t set_of(const MlpGradient<T>& gradient) {
-  const double number = static_cast<double>(gradient.hidden[set_position(gradient.mlp)]);
-  const std::vector<const char*> names = instruction_sets();
-  for (size_t set = 0; set < std::size(kSets); ++set) {
-    if (number != static_cast<double>(set)) continue;
-    if (std::any_of(names.begin(), names.end(), [&](const char* name) { return is_part_of(*kSets[set], name); })) {
-      return set;
-    }
+const NetworkKernelSet& networks_of(const MlpGradient<T>& gradient) {
+  const NetworkKernelSet* set = networks_of_number(static_cast<double>(gradient.hidden[number_position(gradient.mlp)]));
+  if (set == nullptr) {
+    throw std::invalid_argument("qcse::mlp_backward: hidden is not what mlp_forward kept on this machine");
   }
-  throw std::invalid_argument("qcse::mlp_backward: hidden is not what mlp_forward kept on this machine");
+  return *set;
 }
 
 // Every network's units of work (states, chunks of rows) in equal parts, as few as give each thread the same number of
@@ -167,16 +135,6 @@ MlpRange range_of(const Mlp<T>& m, const Parts& parts, int64_t part) {
 
 }  // namespace
 
-bool has_bf16() {
-#ifdef QCSE_X86_KERNELS
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi2");
-#else
-  return false;
-#endif
-}
-
 template <typename T>
 void critic_values(const Critics<T>& c, T* out, const Threads& threads) {
   const CriticKernels<T>& k = kernels<T>(c.bf16).critic;
@@ -218,18 +176,18 @@ void conservative_loss(const ConservativeLoss<T>& loss, const Threads& threads) 
 
 template <typename T>
 void mlp_forward(const Mlp<T>& m, T* hidden, T* y, const Threads& threads) {
-  const size_t set = chosen_set();
+  const NetworkKernelSet& set = *chosen_set().networks;
   const MlpKernels<T>& k = kernels<T>(m.bf16, set).mlp;
   const Parts parts = parts_of(m, threads);
   for_parts<T>(threads, parts, k.workspace(m, false),
                [&](int64_t part, T* space) { k.forward(m, range_of(m, parts, part), space, hidden, y); });
-  if (hidden != nullptr) hidden[set_position(m)] = static_cast<T>(set);
+  if (hidden != nullptr) hidden[number_position(m)] = static_cast<T>(number_of(set));
 }
 
 template <typename T>
 void mlp_backward(const MlpGradient<T>& gradient, const Threads& threads) {
   const Mlp<T>& m = gradient.mlp;
-  const MlpKernels<T>& k = kernels<T>(m.bf16, set_of(gradient)).mlp;
+  const MlpKernels<T>& k = kernels<T>(m.bf16, networks_of(gradient)).mlp;
   const Parts parts = parts_of(m, threads);
   const bool parameters = gradient.weight_grads != nullptr;
   // Without layers it holds nothing and adds nothing.

@@ -8,9 +8,6 @@
 
 namespace qcse::cpu {
 
-// Whether this CPU has the instructions that `bf16` asks for.
-bool has_bf16();
-
 // values: [S, E, batch, actions]
 template <typename T>
 void critic_values(const Critics<T>& critics, T* values, const Threads& threads);
