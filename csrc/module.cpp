@@ -5,6 +5,7 @@
 
 #include "isa/isa.h"
 #include "knn/cpu/launch.h"
+#include "knn/cpu/measure.h"
 #ifdef QCSE_WITH_CUDA
 #include "knn/cuda/launch.h"
 #include "knn/op_cuda.h"
