@@ -184,7 +184,9 @@ FAULTS = [
         "const float r = reach",
     ),
     Fault("screen: bounds that vanish", "screen.h", "larger(bound, Floor<T>::kValue)", "bound"),
-    Fault("screen: queries and candidates with the same factor", "screened.cu", "frame, -2.0f, to", "frame, 1.0f, to"),
+    Fault(
+        "screen: queries and candidates with the same factor", "warp_queries.h", "frame, -2.0f, to", "frame, 1.0f, to"
+    ),
     Fault(
         "screen: the limit of another row",
         "screened.cu",
@@ -218,28 +220,28 @@ FAULTS = [
         "kQueue = kWarp + kWarp * kSide / 64",
     ),
     Fault("screen: what is queued at the end is lost", "screened.cu", "  mine.drain(1);", ""),
-    Fault("screen: a query is its own neighbour", "screened.cu", " && pair.place != self[query]", ""),
+    Fault("screen: a query is its own neighbour", "warp_queries.h", " && pair.place != self[query]", ""),
     Fault(
         "screen: the lanes' keys of other queries are taken",
-        "screened.cu",
+        "warp_queries.h",
         "(same >> lane & 1) != 0 ? key",
         "wanted ? key",
     ),
     Fault(
         "screen: the reach is not renewed with the bound",
-        "screened.cu",
+        "warp_queries.h",
         "reach[chosen] = screen_reach(bound, scale, errors[chosen])",
         "reach[chosen] = 0",
     ),
     Fault(
         "screen: bounds without a warp's barrier",
-        "screened.cu",
+        "warp_queries.h",
         "__syncwarp();  // every lane has read its bound",
         "",
     ),
     Fault(
         "screen: queue without a warp's barrier",
-        "screened.cu",
+        "warp_queries.h",
         "    __syncwarp();\n    int end = *queued;",
         "    int end = *queued;",
     ),
