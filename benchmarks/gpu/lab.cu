@@ -26,6 +26,7 @@
 #include <set>
 #include <sstream>
 
+#include "isa/isa.h"
 #include "lab_data.h"
 #include "lab_gpu.h"
 #include "lab_judge.h"

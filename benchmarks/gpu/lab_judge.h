@@ -9,7 +9,6 @@
 #include <thread>
 #include <vector>
 
-#include "isa/isa.h"
 #include "knn/cpu/launch.h"
 
 namespace lab {

@@ -4,6 +4,9 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "knn/cpu/kernels.h"
+#include "nets/cpu/kernels.h"
+
 namespace qcse::cpu {
 namespace {
 

@@ -5,10 +5,12 @@
 #include <type_traits>
 #include <vector>
 
-#include "knn/cpu/kernels.h"
-#include "nets/cpu/kernels.h"
-
 namespace qcse::cpu {
+
+struct KernelSet;         // knn/cpu/kernels.h
+struct NetworkKernelSet;  // nets/cpu/kernels.h
+template <typename T>
+struct NetworkKernels;
 
 // A row of the table in isa.cpp. The kernels may be those of an earlier set.
 struct InstructionSet {
@@ -38,13 +40,13 @@ const auto& kernels_of(const Set& set) {
   }
 }
 
-// What networks keep for the way back is laid out in an order of their own, hence a number to find them again by.
+// What networks keep for the way back is laid out in an order of their own: a number says whose it is.
 int64_t number_of(const NetworkKernelSet& networks);
 
 // Null where this machine runs no networks of that number.
 const NetworkKernelSet* networks_of_number(double number);
 
-// Those that go with any set in use; null where this machine has not the instructions.
+// The networks for `bf16`, whatever set is in use; null where this machine lacks the instructions.
 const NetworkKernels<float>* bf16_networks();
 inline bool has_bf16() { return bf16_networks() != nullptr; }
 

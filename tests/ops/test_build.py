@@ -70,6 +70,12 @@ def test_kernels_share_no_function_with_the_rest(name: str, tmp_path: pathlib.Pa
         assert re.findall(r"^.* [WVu] .*$", symbols, re.MULTILINE) == [], source
 
 
+def test_every_folder_of_an_instruction_set_has_its_row() -> None:
+    """One that has none is compiled and never run."""
+    rows = re.findall(r"^  SET\((\w+),", (ISA / "isa.cpp").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(path.name for path in ISA.iterdir() if path.is_dir())
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 @pytest.mark.parametrize("name", ["portable", "avx2"])
 def test_a_compiler_that_may_use_more_changes_no_vector(name: str) -> None:

@@ -9,6 +9,7 @@
 #include "base/integers.h"
 #include "base/memory.h"
 #include "isa/isa.h"
+#include "knn/cpu/kernels.h"
 #include "knn/knn.h"
 
 namespace qcse::cpu {

@@ -8,6 +8,7 @@
 
 #include "base/memory.h"
 #include "isa/isa.h"
+#include "nets/cpu/kernels.h"
 
 namespace qcse::cpu {
 namespace {

@@ -1,5 +1,6 @@
 // The CPU backend of the fused critic step (critic.h), of fully connected networks (mlp.h) and of tanh-Gaussian
-// policies (tanh_gaussian.h). No torch header: the caller lends its thread pool.
+// policies (tanh_gaussian.h). No torch header: the caller lends its thread pool. `bf16` may be asked for where
+// has_bf16() of isa/isa.h says so.
 #pragma once
 #include "nets/critic.h"
 #include "base/threads.h"
