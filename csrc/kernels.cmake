@@ -40,29 +40,34 @@ endif()
 # Same bits everywhere: a fused multiply-add happens where the source says so and nowhere else.
 set(qcse_float -ffp-contract=off -fno-math-errno -fno-trapping-math)
 
-# --- CPU kernels: one translation unit per instruction set, chosen at run time --------------------------------------
-add_library(qcse_cpu OBJECT ${qcse_csrc}/cpu/knn_cpu.cpp ${qcse_csrc}/cpu/kernel_portable.cpp
-                            ${qcse_csrc}/cpu/networks_cpu.cpp ${qcse_csrc}/cpu/networks_portable.cpp
-                            ${qcse_csrc}/cpu/batch_entropy_cpu.cpp)
-if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  # GCC's own AVX-512 header starts from a deliberately undefined register (GCC bug 105593).
-  set(gcc_false_alarm "-Wno-maybe-uninitialized;-Wno-uninitialized")
+# --- CPU kernels --------------------------------------------------------------------------------------------------
+# What every machine runs is in */cpu, isa and isa/portable. Another folder of isa/ is an instruction set: it is built,
+# with the flags that its file PROCESSOR.flags holds in one line, where that is the processor that is built for, and
+# chosen at run time (isa/isa.cpp).
+set(processor "${CMAKE_SYSTEM_PROCESSOR}")
+if(processor MATCHES "^(x86_64|amd64|AMD64)$")
+  set(processor x86_64)
 endif()
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
-  target_sources(qcse_cpu PRIVATE ${qcse_csrc}/cpu/kernel_avx2.cpp ${qcse_csrc}/cpu/kernel_avx512.cpp
-                                  ${qcse_csrc}/cpu/kernel_avx512vnni.cpp
-                                  ${qcse_csrc}/cpu/networks_avx2.cpp ${qcse_csrc}/cpu/networks_avx512.cpp
-                                  ${qcse_csrc}/cpu/networks_avx512bf16.cpp)
+file(GLOB qcse_cpu_sources CONFIGURE_DEPENDS "${qcse_csrc}/*/cpu/*.cpp" "${qcse_csrc}/isa/*.cpp"
+                                             "${qcse_csrc}/isa/portable/*.cpp")
+add_library(qcse_cpu OBJECT ${qcse_cpu_sources})
+file(GLOB flag_files CONFIGURE_DEPENDS "${qcse_csrc}/isa/*/${processor}.flags")
+foreach(flag_file IN LISTS flag_files)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${flag_file}")
+  file(STRINGS "${flag_file}" flags)
+  separate_arguments(flags UNIX_COMMAND "${flags}")
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND "${flags}" MATCHES "avx512")
+    # GCC's own AVX-512 header starts from a deliberately undefined register (GCC bug 105593).
+    list(APPEND flags -Wno-maybe-uninitialized -Wno-uninitialized)
+  endif()
+  cmake_path(GET flag_file PARENT_PATH folder)
+  file(GLOB sources CONFIGURE_DEPENDS "${folder}/*.cpp")
+  target_sources(qcse_cpu PRIVATE ${sources})
+  set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS "${flags}")
   # Nothing of the networks needs equal bits on every machine: there the compiler may fuse.
-  set_source_files_properties(${qcse_csrc}/cpu/networks_avx2.cpp PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-ffp-contract=fast")
-  set_source_files_properties(${qcse_csrc}/cpu/networks_avx512.cpp PROPERTIES COMPILE_OPTIONS
-                              "-mavx2;-mfma;-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-ffp-contract=fast")
-  set_source_files_properties(${qcse_csrc}/cpu/kernel_avx2.cpp PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma")
-  set(avx512_flags "-mavx2;-mfma;-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;${gcc_false_alarm}")
-  set_source_files_properties(${qcse_csrc}/cpu/networks_avx512bf16.cpp PROPERTIES COMPILE_OPTIONS
-                              "${avx512_flags};-mavx512bf16;-mavx512vbmi2;-ffp-contract=fast")
-  set_source_files_properties(${qcse_csrc}/cpu/kernel_avx512.cpp PROPERTIES COMPILE_OPTIONS "${avx512_flags}")
-  set_source_files_properties(${qcse_csrc}/cpu/kernel_avx512vnni.cpp PROPERTIES COMPILE_OPTIONS "${avx512_flags};-mavx512vnni")
+  set_source_files_properties("${folder}/nets.cpp" PROPERTIES COMPILE_OPTIONS "${flags};-ffp-contract=fast")
+endforeach()
+if(processor STREQUAL "x86_64")
   target_compile_definitions(qcse_cpu PRIVATE QCSE_X86_KERNELS)
 endif()
 target_include_directories(qcse_cpu PRIVATE "${qcse_csrc}")
@@ -94,7 +99,7 @@ set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES}")
-file(GLOB qcse_cuda_sources CONFIGURE_DEPENDS "${qcse_csrc}/cuda/*.cu")
+file(GLOB qcse_cuda_sources CONFIGURE_DEPENDS "${qcse_csrc}/*/cuda/*.cu")
 # Static cudart: the module loads, and its CPU half works, on a machine without CUDA.
 add_library(qcse_cuda OBJECT ${qcse_cuda_sources})
 set_target_properties(qcse_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)

@@ -3,11 +3,12 @@
 
 #include <string>
 
-#include "cpu/networks_cpu.h"
-#include "cpu/knn_cpu.h"
+#include "isa/isa.h"
+#include "knn/cpu/launch.h"
+#include "knn/cpu/measure.h"
 #ifdef QCSE_WITH_CUDA
-#include "cuda/knn_cuda.h"
-#include "ops_cuda.h"
+#include "knn/cuda/launch.h"
+#include "knn/op_cuda.h"
 #endif
 
 namespace py = pybind11;

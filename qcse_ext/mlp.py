@@ -76,7 +76,7 @@ def _mlp_forward_fake(
 ) -> tuple[Tensor, Tensor]:
     nets, rows, _ = x.shape
     per_row = 1 + sum((w.shape[-1] + 31) // 32 * 32 for w in weights[:-1])
-    hidden = x.new_empty(nets if keep else 0, (rows + 63) // 64, 64, per_row)  # csrc/mlp.h
+    hidden = x.new_empty(nets if keep else 0, (rows + 63) // 64, 64, per_row)  # csrc/nets/mlp.h
     return x.new_empty(nets, rows, weights[-1].shape[-1]), hidden
 
 

@@ -6,9 +6,9 @@
 //                     [--problems 40] [--seed 0] [--largest 3000]
 //   qcse_lab search   the published sizes on every kernel, warm and cold
 //                     [--sizes 4096x17 ...] [--data normal trajectories] [--k 12 ...]
-//   qcse_lab tune     every variant that csrc/cuda/variants.h holds     [--sizes ...] [--data trajectories] [--k 12]
-//   qcse_lab profile  one launch of each kernel that a profiler is to look at
-//   qcse_lab dump     points and the CPU's answer as raw files in a folder
+//   qcse_lab tune     every variant that csrc/knn/cuda/variants.h holds     [--sizes ...] [--data trajectories] [--k
+//   12] qcse_lab profile  one launch of each kernel that a profiler is to look at qcse_lab dump     points and the
+//   CPU's answer as raw files in a folder
 //                     --folder F --sizes 500x17 --data normal [--k 12]
 //
 // One JSON object a line: results hold "implementation", facts do not. --budget S begins nothing new after S seconds.
@@ -26,6 +26,7 @@
 #include <set>
 #include <sstream>
 
+#include "isa/isa.h"
 #include "lab_data.h"
 #include "lab_gpu.h"
 #include "lab_judge.h"

@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
-#include "cuda/device.h"
-#include "cuda/knn_cuda.h"
+#include "knn/cuda/device.h"
+#include "knn/cuda/launch.h"
 #include "lab_judge.h"
 
 namespace lab {

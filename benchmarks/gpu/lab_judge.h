@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/knn_cpu.h"
+#include "knn/cpu/launch.h"
 
 namespace lab {
 

@@ -10,7 +10,7 @@ complete at any moment:
 
     gpu_run.json, gpu_run.log   how each stage ended; all output
     search.json                 the search, ours on each kernel and others'
-    tuning.json                 every tile variant; benchmarks/gpu/tune.py turns it into csrc/cuda/tuned.h
+    tuning.json                 every tile variant; benchmarks/gpu/tune.py turns it into csrc/knn/cuda/tuned.h
     training.json               updates per second beside CORL's and JAX's
     profile.ncu-rep.gz, profile.csv, profile_source.csv.gz   what Nsight Compute saw
 

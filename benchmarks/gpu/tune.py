@@ -1,6 +1,6 @@
-"""Writes csrc/cuda/tuned.h from what the laboratory measured: the fastest kernel and tile at each shape.
+"""Writes csrc/knn/cuda/tuned.h from what the laboratory measured: the fastest kernel and tile at each shape.
 
-python benchmarks/gpu/tune.py benchmarks/results/tuning_*.json [--header csrc/cuda/tuned.h]
+python benchmarks/gpu/tune.py benchmarks/results/tuning_*.json [--header csrc/knn/cuda/tuned.h]
 
 Each file is a tuning.json of `make gpu-run`. Only exact answers count, and a variant of the rules is kept where the
 fastest other is less than 2 % faster. Of several files for one generation of GPUs the last one decides. Without
@@ -32,7 +32,7 @@ TEMPLATE = """\
 {choices}"""
 UNMEASURED = """\
 No GPU has been measured yet: every
-// choice goes by the rules in knn_cuda.cu, knn_small.cu, knn_large.cu and knn_screened.cu.
+// choice goes by the rules in launch.cu, small.cu, large.cu and screened.cu.
 """
 
 Record = Mapping[str, Any]
@@ -104,7 +104,7 @@ def report(records: Sequence[Record]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="*", type=Path, help="tuning.json files of make gpu-run")
-    parser.add_argument("--header", type=Path, default=ROOT / "csrc" / "cuda" / "tuned.h")
+    parser.add_argument("--header", type=Path, default=ROOT / "csrc" / "knn" / "cuda" / "tuned.h")
     options = parser.parse_args(arguments)
     by_generation: dict[int, list[Record]] = {}
     for path in options.results:

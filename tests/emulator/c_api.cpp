@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/knn_cuda.h"
+#include "knn/cuda/launch.h"
 #include "cuda_emulator.h"
 #include "self_kernels.h"
 #include "twin.h"
@@ -134,7 +134,7 @@ void emulator_configure(uint64_t seed, int checks, int multiprocessors, uint64_t
 
 // path: 0 brute force, 1 the kernel that the shape asks for, 2 the small one, 3 the large one, 4 the screened one.
 // sizes: batch, queries, refs, dim, k. inputs: states, values, ref_states, ref_values, self_index (the last three may
-// be null). outputs: radius, count, entropy (each may be null). variant: a number in csrc/cuda/variants.h, or -1.
+// be null). outputs: radius, count, entropy (each may be null). variant: a number in csrc/knn/cuda/variants.h, or -1.
 // Returns 0, or 1 and leaves a message.
 int emulator_knn(int is_double, int path, int variant, const int64_t* sizes, const void* const* inputs,
                  void* const* outputs, double offset) {

@@ -101,7 +101,7 @@ void require_alignment(const void* pointer, size_t bytes);
 unsigned half_bits(float a);
 float half_value(unsigned bits);
 // The tensor core's product for one lane: operands, and the sum that it gives back. Products are exact; the result errs
-// by as much as a GPU may (csrc/cuda/screen.h has the model), upwards, downwards or at random by the seed.
+// by as much as a GPU may (csrc/knn/cuda/screen.h has the model), upwards, downwards or at random by the seed.
 struct MatrixLane {
   const unsigned* a;
   const unsigned* b;

@@ -24,7 +24,7 @@ class EmulatorError(RuntimeError):
 
 @dataclass
 class Problem:
-    """One call of the operator: states ``[batch, N, D]``, values ``[batch, N]``, as in ``csrc/knn.h``."""
+    """One call of the operator: states ``[batch, N, D]``, values ``[batch, N]``, as in ``csrc/knn/knn.h``."""
 
     states: Array
     values: Array
@@ -94,7 +94,7 @@ class Emulator:
         return Answer(radius, count, entropy)
 
     def knn(self, problem: Problem, path: str = "auto", outputs: str = "rce", variant: int = -1) -> Answer:
-        """The kernels of csrc/cuda, emulated.
+        """The kernels of csrc/knn/cuda, emulated.
 
         ``path``: a key of PATHS; ``auto`` goes by the shape. ``outputs``: which of r(adius), c(ount), e(ntropy) to ask
         for. ``variant``: number of a variant of the path's tiles; -1 leaves it to the rule.

@@ -1,4 +1,4 @@
-"""Compiles the emulator with the kernels of csrc/cuda inside into one shared library; nothing but g++ is needed."""
+"""Compiles the emulator with the kernels of csrc/knn/cuda inside into one shared library; nothing but g++ is needed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _run(command: list[str]) -> None:
 
 def _compile(sources: list[Path], csrc: Path, folder: Path, jobs: int, strict: bool, tuning: bool) -> list[Path]:
     """The sources' objects, kept in ``folder`` under a digest of all that they include; compiles those that are new."""
-    kernels = set((csrc / "cuda").glob("*.cu"))
+    kernels = set((csrc / "knn" / "cuda").glob("*.cu"))
     compiler = _compiler()
     common = [
         *FLAGS,
@@ -87,13 +87,13 @@ def _compile(sources: list[Path], csrc: Path, folder: Path, jobs: int, strict: b
     objects: list[Path] = []
     work: list[list[str]] = []
     for source in sources:
-        # knn_cuda.cu is the host's part alone: it chooses a kernel.
-        instrumented = (source in kernels and source.stem != "knn_cuda") or source.name == "self_kernels.cpp"
+        # launch.cu is the host's part alone: it chooses a kernel.
+        instrumented = (source in kernels and source.stem != "launch") or source.name == "self_kernels.cpp"
         options = [*common, *(INSTRUMENTED if instrumented else PLAIN)]
-        if source.parent != csrc / "cpu":
+        if source in kernels or csrc not in source.parents:
             options.append("-DQCSE_EMULATED_CUDA")
         digest = hashlib.sha256(f"{compiler}{options}".encode())
-        for text in sorted(path.read_bytes() for path in _with_includes(source, [csrc, csrc / "cuda", HERE])):
+        for text in sorted(path.read_bytes() for path in _with_includes(source, [csrc, HERE])):
             digest.update(text)
         target = folder / f"{source.stem}-{digest.hexdigest()[:16]}.o"
         objects.append(target)
@@ -126,12 +126,12 @@ def build(
 ) -> Path:
     """Builds what changed and returns the library's path.
 
-    ``csrc`` is the tree that holds ``knn.h`` and ``cuda/``, by default the repository's. Copies with planted faults are
-    built the same way, with ``strict=False``: they may leave a variable unused. ``tuning``: with every tile variant
-    that the laboratory measures.
+    ``csrc`` is the tree of the sources, by default the repository's. Copies with planted faults are built the same way,
+    with ``strict=False``: they may leave a variable unused. ``tuning``: with every tile variant that the laboratory
+    measures.
     """
     own = [HERE / name for name in ("emulator.cpp", "checker.cpp", "c_api.cpp", "self_kernels.cpp")]
-    objects = _compile([*own, *sorted((csrc / "cuda").glob("*.cu"))], csrc, folder, jobs, strict, tuning)
+    objects = _compile([*own, *sorted((csrc / "knn" / "cuda").glob("*.cu"))], csrc, folder, jobs, strict, tuning)
     return _link(objects, "libemulator.so", ["-shared"])
 
 
@@ -139,8 +139,8 @@ def build_lab(folder: Path = ROOT / "build" / "emulator", jobs: int = 2) -> Path
     """Builds the laboratory (benchmarks/gpu/lab.cu) for the emulated GPU and returns the program's path."""
     csrc = ROOT / "csrc"
     own = [HERE / "emulator.cpp", HERE / "checker.cpp", ROOT / "benchmarks" / "gpu" / "lab.cu"]
-    cpu = [csrc / "cpu" / "knn_cpu.cpp", csrc / "cpu" / "kernel_portable.cpp"]
-    objects = _compile([*own, *cpu, *sorted((csrc / "cuda").glob("*.cu"))], csrc, folder, jobs, True, True)
+    cpu = [path for folder in ("knn/cpu", "isa", "isa/portable") for path in sorted((csrc / folder).glob("*.cpp"))]
+    objects = _compile([*own, *cpu, *sorted((csrc / "knn" / "cuda").glob("*.cu"))], csrc, folder, jobs, True, True)
     return _link(objects, "qcse_lab", [])
 
 

@@ -29,7 +29,7 @@ TIME_LIMIT = 400  # seconds for the problems of one fault
 
 @dataclass
 class Fault:
-    """``old`` occurs once in csrc/cuda/``file`` (or ``nth`` names the occurrence, from 0) and becomes ``new``."""
+    """``old`` occurs once in csrc/knn/cuda/``file`` (or ``nth`` names the occurrence, from 0) and becomes ``new``."""
 
     name: str
     file: str
@@ -78,49 +78,49 @@ FAULTS = [
     Fault("staging: vectors although not aligned", "tile.h", " && reinterpret_cast<uintptr_t>(tile) % 16 == 0", ""),
     Fault("accumulate: pitch forgotten", "tile.h", "(j * kWarp + lane) * pitch", "(j * kWarp + lane) * depth"),
     # The small kernel
-    Fault("small: one value too many", "knn_small.cu", "j < refs ? ref_values[j]", "j <= refs ? ref_values[j]"),
-    Fault("small: shared memory short", "knn_small.cu", "shared_bytes(p), stream", "shared_bytes(p) - 128, stream"),
-    Fault("small: every chunk as deep as the first", "knn_small.cu", "complete ? dim - chunk * depth : depth", "depth"),
+    Fault("small: one value too many", "small.cu", "j < refs ? ref_values[j]", "j <= refs ? ref_values[j]"),
+    Fault("small: shared memory short", "small.cu", "shared_bytes(p), stream", "shared_bytes(p) - 128, stream"),
+    Fault("small: every chunk as deep as the first", "small.cu", "complete ? dim - chunk * depth : depth", "depth"),
     Fault(
         "small: reads the stage that is being filled",
-        "knn_small.cu",
+        "small.cu",
         "search.accumulate(stages + (step & 1)",
         "search.accumulate(stages + (step + 1 & 1)",
     ),
     Fault(
         "small: rows that are not finite are counted",
-        "knn_small.cu",
+        "small.cu",
         "if (!candidate) values[j] = not_a_number<T>();",
         "",
     ),
     Fault(
         "small: a row's own place counts",
-        "knn_small.cu",
+        "small.cu",
         "counts[thread] - (self_counts && magnitude(value - values[own]) < answer)",
         "counts[thread]",
     ),
     Fault(
         "small: queries that are not finite, no atomic",
-        "knn_small.cu",
+        "small.cu",
         "if (!is_finite(x)) atomicOr(&totals[0], 1u << i)",
         "if (!is_finite(x)) totals[0] |= 1u << i",
     ),
     Fault(
         "small: counts without an atomic",
-        "knn_small.cu",
+        "small.cu",
         "atomicAdd(&counts[counted + i], sum)",
         "counts[counted + i] += sum",
     ),
     Fault(
         "small: bits of the wrong word",
-        "knn_small.cu",
+        "small.cu",
         "not_finite[first / 32 + j] = bits",
         "not_finite[first / 32] = bits",
     ),
-    Fault("small: too few candidates go unnoticed", "knn_small.cu", " && candidates >= k", ""),
+    Fault("small: too few candidates go unnoticed", "small.cu", " && candidates >= k", ""),
     Fault(
         "small: slots of the exchange do not take turns",
-        "knn_small.cu",
+        "small.cu",
         "group_bounds < bounds + kQueries * Shape::kSplits ? kQueries * Shape::kSplits : 0",
         "0",
     ),
@@ -129,13 +129,13 @@ FAULTS = [
     Fault("sorted: edge of the wrong end", "sorted.h", "values[left * kTile + kTile - 1]", "values[left * kTile]", 0),
     Fault(
         "large: tile left while somebody is alive",
-        "knn_large.cu",
+        "large.cu",
         "alive || leaves ? kAlive : 0",
         "leaves ? kAlive : 0",
     ),
     Fault(
         "large: flags in one place",
-        "knn_large.cu",
+        "large.cu",
         "flags[(step & 1) * Shape::kWarps + warp] = tells",
         "flags[warp] = tells",
     ),
@@ -164,7 +164,7 @@ FAULTS = [
     ),
     Fault(
         "large: shared memory short",
-        "knn_large.cu",
+        "large.cu",
         "shared_bytes(p), stream, parameters",
         "shared_bytes(p) - 128, stream, parameters",
     ),
@@ -185,74 +185,74 @@ FAULTS = [
     ),
     Fault("screen: bounds that vanish", "screen.h", "larger(bound, Floor<T>::kValue)", "bound"),
     Fault(
-        "screen: queries and candidates with the same factor", "knn_screened.cu", "frame, -2.0f, to", "frame, 1.0f, to"
+        "screen: queries and candidates with the same factor", "warp_queries.h", "frame, -2.0f, to", "frame, 1.0f, to"
     ),
     Fault(
         "screen: the limit of another row",
-        "knn_screened.cu",
+        "screened.cu",
         "screen_limit(mine.reach[8 * r + group]",
         "screen_limit(mine.reach[8 * r + member]",
     ),
-    Fault("screen: columns mixed up", "knn_screened.cu", "bit / 2 * 8 + bit % 2", "bit / 2 * 8 + 1 - bit % 2"),
-    Fault("screen: the next tile's error", "knn_screened.cu", "tile_error = next_error", "tile_error = 0"),
+    Fault("screen: columns mixed up", "screened.cu", "bit / 2 * 8 + bit % 2", "bit / 2 * 8 + 1 - bit % 2"),
+    Fault("screen: the next tile's error", "screened.cu", "tile_error = next_error", "tile_error = 0"),
     Fault(
         "screen: what is no candidate has a norm",
-        "knn_screened.cu",
+        "screened.cu",
         "Shadow shadow{0, infinity<float>()};\n    if (place",
         "Shadow shadow{0, 0};\n    if (place",
     ),
     Fault(
         "screen: shadows beyond the rows",
-        "knn_screened.cu",
+        "screened.cu",
         "      for (int w = lane; w < pitch; w += kWarp) to[w] = 0;\n    }\n    if",
         "    }\n    if",
     ),
     Fault(
         "screen: queue without an atomic",
-        "knn_screened.cu",
+        "screened.cu",
         "mine.queue[atomicAdd(mine.queued, 1)]",
         "mine.queue[(*mine.queued)++]",
     ),
     Fault(
         "screen: queue too short",
-        "knn_screened.cu",
+        "screened.cu",
         "kQueue = kWarp + kWarp * kSide / 4",
         "kQueue = kWarp + kWarp * kSide / 64",
     ),
-    Fault("screen: what is queued at the end is lost", "knn_screened.cu", "  mine.drain(1);", ""),
-    Fault("screen: a query is its own neighbour", "knn_screened.cu", " && pair.place != self[query]", ""),
+    Fault("screen: what is queued at the end is lost", "screened.cu", "  mine.drain(1);", ""),
+    Fault("screen: a query is its own neighbour", "warp_queries.h", " && pair.place != self[query]", ""),
     Fault(
         "screen: the lanes' keys of other queries are taken",
-        "knn_screened.cu",
+        "warp_queries.h",
         "(same >> lane & 1) != 0 ? key",
         "wanted ? key",
     ),
     Fault(
         "screen: the reach is not renewed with the bound",
-        "knn_screened.cu",
+        "warp_queries.h",
         "reach[chosen] = screen_reach(bound, scale, errors[chosen])",
         "reach[chosen] = 0",
     ),
     Fault(
         "screen: bounds without a warp's barrier",
-        "knn_screened.cu",
+        "warp_queries.h",
         "__syncwarp();  // every lane has read its bound",
         "",
     ),
     Fault(
         "screen: queue without a warp's barrier",
-        "knn_screened.cu",
+        "warp_queries.h",
         "    __syncwarp();\n    int end = *queued;",
         "    int end = *queued;",
     ),
-    Fault("screen: next step's words", "knn_screened.cu", "load_queries(at, a);", "load_queries(at - 1, a);"),
+    Fault("screen: next step's words", "screened.cu", "load_queries(at, a);", "load_queries(at - 1, a);"),
 ]
 
 
 def deletions() -> list[Fault]:
     """One fault for each barrier and each wait in the kernels."""
     found = []
-    for path in sorted((CSRC / "cuda").glob("*")):
+    for path in sorted((CSRC / "knn" / "cuda").glob("*")):
         for what in ("__syncthreads();", "copies_wait();"):
             for nth in range(path.read_text().count(what)):
                 line = [m.start() for m in re.finditer(re.escape(what), path.read_text())][nth]
@@ -263,7 +263,7 @@ def deletions() -> list[Fault]:
 
 
 def plant(fault: Fault, tree: Path) -> None:
-    path = tree / "cuda" / fault.file
+    path = tree / "knn" / "cuda" / fault.file
     text = path.read_text()
     places = [m.start() for m in re.finditer(re.escape(fault.old), text)]
     if not places or (fault.nth is None and len(places) != 1):

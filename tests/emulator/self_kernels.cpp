@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "cuda/device.h"
+#include "knn/cuda/device.h"
 
 namespace emulator {
 namespace {

@@ -1,4 +1,4 @@
-"""The kernels of csrc/cuda under the emulator against brute force, bit for bit."""
+"""The kernels of csrc/knn/cuda under the emulator against brute force, bit for bit."""
 
 import os
 

@@ -44,7 +44,7 @@ def test_the_fastest_exact_variant_is_taken_and_the_rules_own_where_nothing_is_g
 
 
 def test_the_rules_variants_are_those_of_the_kernels() -> None:
-    text = (ROOT / "csrc" / "cuda" / "variants.h").read_text()
+    text = (ROOT / "csrc" / "knn" / "cuda" / "variants.h").read_text()
     for name, kernel in (("EXACT", "small"), ("EXACT", "large"), ("SCREENED", "screened")):
         line = re.search(rf"#define QCSE_RULED_{name}\(X\) (.*)", text)
         assert line is not None
@@ -55,7 +55,7 @@ def test_the_committed_header_is_what_the_committed_results_say(tmp_path: Path) 
     results = sorted((ROOT / "benchmarks" / "results").glob("tuning_*.json"))
     header = tmp_path / "tuned.h"
     assert tune.main([*map(str, results), "--header", str(header)]) == 0
-    assert header.read_text() == (ROOT / "csrc" / "cuda" / "tuned.h").read_text()
+    assert header.read_text() == (ROOT / "csrc" / "knn" / "cuda" / "tuned.h").read_text()
 
 
 def test_a_file_without_measurements_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +72,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
     folder = tmp_path_factory.mktemp("tuned")
     shutil.copytree(ROOT / "csrc", folder / "csrc")
     (folder / "tuning.json").write_text(json.dumps({"records": RECORDS}))
-    header = folder / "csrc" / "cuda" / "tuned.h"
+    header = folder / "csrc" / "knn" / "cuda" / "tuned.h"
     assert tune.main([str(folder / "tuning.json"), "--header", str(header)]) == 0
     return Emulator(build(folder / "csrc"))
 

@@ -5,8 +5,8 @@
 #include <limits>
 #include <vector>
 
-#include "digamma.h"
-#include "knn.h"
+#include "knn/digamma.h"
+#include "knn/knn.h"
 
 namespace emulator {
 

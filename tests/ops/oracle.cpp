@@ -1,4 +1,5 @@
-// The bit oracle: the definition in csrc/knn.h, one pair at a time, nothing clever and nothing shared with the kernels.
+// The bit oracle: the definition in csrc/knn/knn.h, one pair at a time, nothing clever and nothing shared with the
+// kernels.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

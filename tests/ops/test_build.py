@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import platform
 import re
 import shlex
 import shutil
@@ -50,33 +51,36 @@ def test_module_leaves_no_search_path_and_needs_few_libraries() -> None:
     assert {n for n in needed if not n.startswith(("ld-linux", "libasan", "libubsan"))} <= known
 
 
-@pytest.mark.parametrize("name", ["portable", "avx2", "avx512", "avx512vnni"])
+ISA = ROOT / "csrc" / "isa"
+COMPILE = ["g++", "-std=c++20", "-w", "-DQCSE_X86_KERNELS", f"-I{ROOT / 'csrc'}"]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in ISA.iterdir() if path.is_dir()))
 def test_kernels_share_no_function_with_the_rest(name: str, tmp_path: pathlib.Path) -> None:
     """A weak symbol compiled with AVX-512 could replace its namesake of a file that runs everywhere."""
-    if name not in _C.build_info()["cpu_instruction_sets"] or shutil.which("g++") is None or shutil.which("nm") is None:
-        pytest.skip(f"needs g++, nm and a machine with {name}")
-    flags = [] if name == "portable" else ["-mavx2", "-mfma"]
-    if name.startswith("avx512"):
-        flags += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-    if name == "avx512vnni":
-        flags += ["-mavx512vnni", "-mavx512bf16", "-mavx512vbmi2"]
+    flags = ISA / name / f"{platform.machine()}.flags"
+    if shutil.which("g++") is None or shutil.which("nm") is None or not (name == "portable" or flags.exists()):
+        pytest.skip("needs g++, nm and a processor of the kind that the instruction set belongs to")
     output = tmp_path / "kernel.o"
-    networks = "networks_avx512bf16" if name == "avx512vnni" else f"networks_{name}"
-    for source in (f"kernel_{name}.cpp", f"{networks}.cpp"):
+    for source in sorted((ISA / name).glob("*.cpp")):
         # Without optimisation nothing is inlined, so whatever could become a symbol of its own does.
-        command = ["g++", "-std=c++20", "-O0", "-w", "-DQCSE_X86_KERNELS", *flags, f"-I{ROOT / 'csrc'}"]
-        subprocess.run([*command, "-c", str(ROOT / "csrc/cpu" / source), "-o", str(output)], check=True)
+        command = [*COMPILE, "-O0", *(flags.read_text().split() if flags.exists() else [])]
+        subprocess.run([*command, "-c", str(source), "-o", str(output)], check=True)
         symbols = subprocess.run(["nm", str(output)], check=True, capture_output=True, text=True).stdout
         assert re.findall(r"^.* [WVu] .*$", symbols, re.MULTILINE) == [], source
+
+
+def test_every_folder_of_an_instruction_set_has_its_row() -> None:
+    """One that has none is compiled and never run."""
+    rows = re.findall(r"^  SET\((\w+),", (ISA / "isa.cpp").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(path.name for path in ISA.iterdir() if path.is_dir())
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 @pytest.mark.parametrize("name", ["portable", "avx2"])
 def test_a_compiler_that_may_use_more_changes_no_vector(name: str) -> None:
     """CXXFLAGS with -march=native, or a compiler made for newer processors, must still build every instruction set."""
-    source = ROOT / f"csrc/cpu/networks_{name}.cpp"
-    flags = ["-std=c++20", "-w", "-fsyntax-only", "-DQCSE_X86_KERNELS", f"-I{ROOT / 'csrc'}"]
-    subprocess.run(["g++", *flags, "-march=x86-64-v4", str(source)], check=True)
+    subprocess.run([*COMPILE, "-fsyntax-only", "-march=x86-64-v4", str(ISA / name / "nets.cpp")], check=True)
 
 
 def test_build_info() -> None:

@@ -15,10 +15,11 @@
 #include <thread>
 #include <vector>
 
-#include "batch_entropy.h"
-#include "cpu/batch_entropy_cpu.h"
-#include "cpu/knn_cpu.h"
-#include "cpu/networks_cpu.h"
+#include "bonus/batch_entropy.h"
+#include "bonus/cpu/launch.h"
+#include "isa/isa.h"
+#include "knn/cpu/launch.h"
+#include "nets/cpu/launch.h"
 
 namespace {
 

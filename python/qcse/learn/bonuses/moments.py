@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-LARGEST = 1e18  # its square, and sums of a few of those, do not overflow float32; csrc/batch_entropy.h has it too
+LARGEST = 1e18  # its square, and sums of a few of those, do not overflow float32; csrc/bonus/batch_entropy.h has it too
 
 
 class RunningMoments:

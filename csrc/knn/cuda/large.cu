@@ -1,0 +1,235 @@
+#include "large.h"
+
+#include "sorted.h"
+#include "tile.h"
+
+namespace qcse::cuda {
+namespace {
+
+template <typename Shape, int kRegisters>
+struct LargeLayout {
+  using T = typename Shape::T;
+  static constexpr size_t kSlots = static_cast<size_t>(Shape::kWarps) * Shape::kQueriesPerWarp * kRegisters * kWarp;
+
+  size_t queries, query_values, self, values, stages, bounds, flags, radius, bytes, stage_elements;
+
+  __host__ __device__ LargeLayout(int dim, int depth) {
+    const size_t stage = 2 * static_cast<size_t>(Shape::stage_for(depth));
+    stage_elements = stage > kSlots ? stage : kSlots;  // the lists are merged where candidates were staged
+    SharedLayout layout;
+    queries = layout.add<T>(static_cast<size_t>(dim) * Shape::kQueries);
+    query_values = layout.add<T>(Shape::kQueries);
+    self = layout.add<int>(Shape::kQueries);
+    values = layout.add<T>(2 * Shape::kTile);
+    stages = layout.add<T>(stage_elements);
+    bounds = layout.add<T>(2 * Shape::kQueries * Shape::kSplits);
+    flags = layout.add<unsigned>(2 * Shape::kWarps);
+    radius = layout.add<T>(Shape::kQueries);
+    bytes = layout.bytes();
+  }
+};
+
+template <typename T>
+struct LargeParameters {
+  KnnProblem<T> problem;
+  SortedRefs<T> refs;
+  SortedSet<T> queries;
+  int tiles = 0;  // blocks a batch entry
+  int depth = 0;
+};
+
+// Beside what a visit asks: the present tile may hold a neighbour, going by the dimensions summed up so far.
+constexpr unsigned kAlive = 4;
+
+// One block for each tile of queries in sorted order: blockIdx.x = batch entry * tiles + tile.
+template <typename Shape, int kRegisters>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+    knn_large_kernel(const LargeParameters<typename Shape::T> parameters) {
+  using T = typename Shape::T;
+  constexpr int kQueries = Shape::kQueries;
+  constexpr int kTile = Shape::kTile;
+  constexpr int kQ = Shape::kQueriesPerWarp;
+  const KnnProblem<T>& problem = parameters.problem;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / kWarp;
+  const int lane = thread % kWarp;
+  const int group = warp / Shape::kSplits;
+  const int split = warp % Shape::kSplits;
+  const int dim = static_cast<int>(problem.dim);
+  const int k = static_cast<int>(problem.k);
+  const int depth = parameters.depth;
+  const int pitch = Shape::pitch_for(depth);
+
+  const SortedView<T> view(problem, parameters.refs, parameters.queries, parameters.tiles, kQueries);
+  const int live = view.live;
+  const int finite = view.finite;
+
+  const LargeLayout<Shape, kRegisters> layout(dim, depth);
+  T* const queries = shared_array<T>(layout.queries, static_cast<size_t>(dim) * kQueries);  // [dim][kQueries]
+  T* const query_values = shared_array<T>(layout.query_values, kQueries);                   // +inf for what is no query
+  int* const self = shared_array<int>(layout.self, kQueries);                               // sorted place, or -1
+  T* const values = shared_array<T>(layout.values, 2 * kTile);                              // of the staged tiles
+  T* const stages = shared_array<T>(layout.stages, layout.stage_elements);
+  T* const bounds = shared_array<T>(layout.bounds, 2 * kQueries * Shape::kSplits);
+  unsigned* const flags = shared_array<unsigned>(layout.flags, 2 * Shape::kWarps);
+  T* const radius = shared_array<T>(layout.radius, kQueries);
+
+  for (int i = thread; i < kQueries; i += Shape::kThreads) {
+    query_values[i] = view.query_value(i);
+    self[i] = view.self_of(i);
+  }
+  for (int i = warp; i < kQueries; i += Shape::kWarps) {
+    const T* const row = view.query_row(i < live ? i : 0);
+    for (int d = lane; d < dim; d += kWarp) queries[d * kQueries + i] = i < live ? row[d] : T(0);
+  }
+  __syncthreads();
+
+  WarpSearch<Shape, kRegisters> search;
+  search.start(lane);
+#pragma unroll
+  for (int i = 0; i < kQ; ++i) {
+    if (!is_finite(query_values[group * kQ + i])) search.close(i);
+  }
+
+  const int column = split * kWarp * Shape::kCandidatesPerLane;  // the warp's first candidate within a tile
+  const int chunks = (dim + depth - 1) / depth;
+  // Chunk `chunk` of a tile, and with the first chunk the tile's values, to stage `step & 1`. `turn & 1` chooses among
+  // the two places for values, which change less often.
+  const auto stage = [&](int step, int turn, int tile, int chunk) {
+    const int rows = finite - tile * kTile;
+    const int first_dim = chunk * depth;
+    if (chunk == 0) {
+      for (int j = thread; j < kTile; j += Shape::kThreads) {
+        values[(turn & 1) * kTile + j] = j < rows ? view.values[tile * kTile + j] : not_a_number<T>();
+      }
+    }
+    stage_chunk<Shape>(stages + (step & 1) * Shape::stage_for(depth),
+                       view.states + static_cast<int64_t>(tile) * kTile * dim, dim, rows, first_dim,
+                       dim - first_dim < depth ? dim - first_dim : depth, pitch);
+  };
+
+  Visit<T, kTile> visit(view.values, finite, query_values[live / 2], lane);
+  unsigned told = kWantsLeft | kWantsRight | kAlive;
+  if (visit.tile >= 0) stage(0, 0, visit.tile, 0);
+  copies_wait();
+  __syncthreads();
+
+  T* group_bounds = bounds + group * kQ * Shape::kSplits;
+  int chunk = 0;
+  int visited = 0;
+  bool alive = true;
+#pragma unroll 1
+  for (int step = 0; visit.tile >= 0; ++step) {
+    // Either the last chunk is at hand, or nobody wants to see the rest of this tile.
+    const bool over = (told & kAlive) == 0;
+    const bool leaves = over || chunk == chunks - 1;
+    const int tile = visit.tile;
+    const int next_tile = leaves ? visit.next(told, query_values[live / 2]) : tile;
+    const int next_chunk = leaves ? 0 : chunk + 1;
+    if (next_tile >= 0) stage(step + 1, visited + leaves, next_tile, next_chunk);
+
+    if (chunk == 0) {
+      search.clear_sums();
+      alive = true;
+    }
+    if (!over && alive) {
+      search.accumulate(stages + (step & 1) * Shape::stage_for(depth) + column * pitch,
+                        queries + chunk * depth * kQueries + group * kQ,
+                        chunk == chunks - 1 ? dim - chunk * depth : depth, pitch);
+      alive = search.alive();
+      if (leaves && alive) {
+        search.offer(tile * kTile + column, values + (visited & 1) * kTile + column, query_values + group * kQ,
+                     self + group * kQ, k);
+      }
+    }
+    unsigned tells = alive || leaves ? kAlive : 0;
+#pragma unroll
+    for (int i = 0; i < kQ; ++i) tells |= visit.wants(query_values[group * kQ + i], search.bound[i]);
+    if (lane == 0) flags[(step & 1) * Shape::kWarps + warp] = tells;
+    // As in the small kernel: after 1, 2, 4, 8... tiles, in two sets of slots that take turns.
+    const bool exchange = Shape::kSplits > 1 && leaves && ((visited + 1) & visited) == 0;
+    if (exchange) search.publish(group_bounds, split, k);
+    copies_wait();
+    __syncthreads();
+    told = __reduce_or_sync(kFullWarp, lane < Shape::kWarps ? flags[(step & 1) * Shape::kWarps + lane] : 0u);
+    if (exchange) {
+      search.adopt(group_bounds);
+      group_bounds = bounds + (group_bounds < bounds + kQueries * Shape::kSplits ? kQueries * Shape::kSplits : 0) +
+                     group * kQ * Shape::kSplits;
+    }
+    visited += leaves;
+    visit.tile = next_tile;
+    chunk = next_chunk;
+  }
+
+  search.merge_splits(stages, group, split);
+  if (split == 0) {
+#pragma unroll
+    for (int i = 0; i < kQ; ++i) {
+      const T kth = search.list[i].rank(k - 1);
+      if (lane == 0) radius[group * kQ + i] = kth;
+    }
+  }
+  __syncthreads();
+
+  for (int i = warp; i < live; i += Shape::kWarps) view.answer(i, query_values[i], self[i], radius[i], lane);
+}
+
+// --- Host side ------------------------------------------------------------------------------------------------------
+template <typename Shape, int kRegisters>
+struct LargeKernel {
+  using T = typename Shape::T;
+
+  static int64_t tiles(const KnnProblem<T>& p) { return (p.queries + Shape::kQueries - 1) / Shape::kQueries; }
+  static size_t shared_bytes(const KnnProblem<T>& p) {
+    const int dim = static_cast<int>(p.dim);
+    return LargeLayout<Shape, kRegisters>(dim, Shape::depth_for(dim)).bytes;
+  }
+  static int64_t blocks(const KnnProblem<T>& p) { return p.batch * tiles(p); }
+  static Status launch(LargeParameters<T> parameters, cudaStream_t stream) {
+    const KnnProblem<T>& p = parameters.problem;
+    if (blocks(p) > INT32_MAX) return {"knn_large_kernel", kTooManyBlocks};
+    parameters.tiles = static_cast<int>(tiles(p));
+    parameters.depth = Shape::depth_for(static_cast<int>(p.dim));
+    return status_of("knn_large_kernel",
+                     launch_kernel(knn_large_kernel<Shape, kRegisters>, dim3(static_cast<unsigned>(blocks(p))),
+                                   dim3(Shape::kThreads), shared_bytes(p), stream, parameters));
+  }
+};
+
+}  // namespace
+
+template <typename T>
+bool large_fits(const KnnProblem<T>& problem, const Device& device, int variant) {
+  const size_t bytes = problem.k <= kWarp ? tile_bytes<LargeKernel, T, 1>(variant, problem)
+                                          : tile_bytes<LargeKernel, T, 4>(variant, problem);
+  return bytes <= device.shared_bytes_per_block;
+}
+
+template <typename T>
+size_t large_workspace_bytes(const KnnProblem<T>& problem) {
+  Workspace workspace(nullptr);
+  static_cast<void>(SortedProblem<T>(problem, workspace));
+  return workspace.used();
+}
+
+template <typename T>
+Status launch_large(const KnnProblem<T>& problem, const Device& device, void* workspace, cudaStream_t stream,
+                    int variant) {
+  Workspace pieces(workspace);
+  const SortedProblem<T> sorted(problem, pieces);
+  const Status status = sorted.sort(stream);
+  if (status.error != nullptr) return status;
+  const LargeParameters<T> parameters{problem, sorted.refs, sorted.queries};
+  return problem.k <= kWarp ? launch_tile<LargeKernel, T, 1>(variant, problem, device, parameters, stream)
+                            : launch_tile<LargeKernel, T, 4>(variant, problem, device, parameters, stream);
+}
+
+template bool large_fits(const KnnProblem<float>&, const Device&, int);
+template bool large_fits(const KnnProblem<double>&, const Device&, int);
+template size_t large_workspace_bytes(const KnnProblem<float>&);
+template size_t large_workspace_bytes(const KnnProblem<double>&);
+template Status launch_large(const KnnProblem<float>&, const Device&, void*, cudaStream_t, int);
+template Status launch_large(const KnnProblem<double>&, const Device&, void*, cudaStream_t, int);
+
+}  // namespace qcse::cuda

@@ -1,0 +1,211 @@
+// Points in ascending order of value: what the kernels for many references share. Neighbours in value lie side by side
+// there, so that a block visits candidate tiles outward from its queries' values and stops a side where the gap in
+// value alone rules out all that is left, and the count is two binary searches.
+#pragma once
+#include "device.h"
+#include "knn/digamma.h"
+#include "launch.h"
+
+namespace qcse::cuda {
+
+// --- The sorted sets, in the workspace ------------------------------------------------------------------------------
+// One set of points in ascending order of value; rows that are not finite have the key +inf and come last.
+template <typename T>
+struct SortedSet {
+  T* keys = nullptr;     // [batch, rows], as the points came
+  int* rows = nullptr;   // [batch, rows], 0, 1, 2...
+  T* values = nullptr;   // [batch, rows], sorted
+  int* order = nullptr;  // [batch, rows], the row at each sorted place
+  int64_t count = 0;     // rows of a batch entry
+};
+
+// The references once more, in sorted order.
+template <typename T>
+struct SortedRefs {
+  SortedSet<T> set;
+  T* states = nullptr;    // [batch, stride, dim]
+  int64_t stride = 0;     // rows, rounded up so that every batch entry starts at a multiple of 16 bytes
+  int* place = nullptr;   // [batch, rows], the sorted place of each row; null where nobody asks
+  int* finite = nullptr;  // [batch], how many rows are finite
+};
+
+// Hands out pieces of the workspace; with a null base it only measures.
+class Workspace {
+ public:
+  explicit Workspace(void* base) : base_(static_cast<unsigned char*>(base)) {}
+  template <typename T>
+  T* take(int64_t count) {
+    const size_t at = used_;
+    used_ += (static_cast<size_t>(count) * sizeof(T) + 255) / 256 * 256;
+    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + at);
+  }
+  size_t used() const { return used_; }
+
+ private:
+  unsigned char* base_;
+  size_t used_ = 0;
+};
+
+template <typename T>
+struct SortedProblem {
+  KnnProblem<T> problem;
+  SortedRefs<T> refs;
+  SortedSet<T> queries;  // the references' own where a set is searched in itself
+  void* sorting = nullptr;
+  size_t sorting_bytes = 0;
+
+  SortedProblem(const KnnProblem<T>& problem, Workspace& workspace);
+  // Enqueues the sorting.
+  Status sort(cudaStream_t stream) const;
+};
+
+inline constexpr const char* kTooManyBlocks = "the batch needs more than 2147483647 blocks";
+
+inline Status status_of(const char* kernel, cudaError_t error) {
+  return {kernel, error == cudaSuccess ? nullptr : cudaGetErrorString(error)};
+}
+
+// --- In the kernels -------------------------------------------------------------------------------------------------
+// The first place in [0, count) for which `reached` holds, or count; once it holds, it holds for all later places.
+// Called by a whole warp, which looks at 32 places at a time.
+template <typename Reached>
+__device__ __forceinline__ int first_place(int count, int lane, const Reached& reached) {
+  int low = 0;
+  int high = count;  // the answer is in [low, high]
+  while (low < high) {
+    const int step = (high - low + kWarp - 1) / kWarp;
+    const int place = low + lane * step;
+    const unsigned hits = __ballot_sync(kFullWarp, place >= high || reached(place));
+    const int first = hits == 0 ? kWarp : __ffs(static_cast<int>(hits)) - 1;
+    if (first == 0) return low;
+    const int end = low + first * step;
+    if (end < high) high = end;
+    low += (first - 1) * step + 1;
+  }
+  return low;
+}
+
+// One batch entry as a block sees it: its queries are `live` places of the sorted order, from `first_query` on.
+template <typename T>
+struct SortedView {
+  const KnnProblem<T>& problem;
+  const SortedRefs<T>& refs;
+  const SortedSet<T>& queries;
+  int64_t entry, first_query;
+  int live, finite;  // queries that exist; finite references
+  const int* order;  // the block's queries: rows of the problem
+  const T* values;   // of the references, sorted
+  const T* states;   // likewise
+
+  __device__ __forceinline__ SortedView(const KnnProblem<T>& problem_, const SortedRefs<T>& refs_,
+                                        const SortedSet<T>& queries_, int tiles, int queries_per_block)
+      : problem(problem_), refs(refs_), queries(queries_) {
+    // blockIdx.x = batch entry * tiles + tile
+    entry = blockIdx.x / static_cast<unsigned>(tiles);
+    first_query = static_cast<int64_t>(blockIdx.x % static_cast<unsigned>(tiles)) * queries_per_block;
+    const int64_t left_over = problem.queries - first_query;
+    live = left_over < queries_per_block ? static_cast<int>(left_over) : queries_per_block;
+    order = queries.order + entry * problem.queries + first_query;
+    values = refs.set.values + entry * problem.refs;
+    states = refs.states + entry * refs.stride * problem.dim;
+    finite = refs.finite[entry];
+  }
+
+  // Of the block's i-th query; +inf where it does not exist or is not finite.
+  __device__ __forceinline__ T query_value(int i) const {
+    return i < live ? queries.values[entry * problem.queries + first_query + i] : infinity<T>();
+  }
+  // [dim], of a query that exists.
+  __device__ __forceinline__ const T* query_row(int i) const {
+    return problem.states + (entry * problem.queries + order[i]) * problem.dim;
+  }
+  // The sorted place of the reference that is the i-th query itself, or -1; a row that is not finite is nobody's self.
+  __device__ __forceinline__ int self_of(int i) const {
+    int place = -1;
+    if (i < live && problem.self_join) place = static_cast<int>(first_query) + i;
+    if (i < live && problem.self_index != nullptr) {
+      const int64_t own = problem.self_index[entry * problem.queries + order[i]];
+      if (own >= 0 && own < problem.refs) place = refs.place[entry * problem.refs + own];
+    }
+    return place < finite ? place : -1;
+  }
+
+  // Writes what the caller asked for of the i-th query, whose value and self are as above; a warp works on a query.
+  // kth: its k-th smallest key, if there are k candidates.
+  __device__ __forceinline__ void answer(int i, T value, int self, T kth, int lane) const {
+    T radius = not_a_number<T>();
+    int64_t count = -1;
+    if (is_finite(value) && finite - (self >= 0) >= problem.k) {
+      radius = kth;
+      count = 0;
+      if (radius > 0) {
+        const int begin = first_place(finite, lane, [&](int place) {
+          const T other = values[place];
+          return other >= value || value - other < radius;
+        });
+        const int end = first_place(finite, lane, [&](int place) {
+          const T other = values[place];
+          return other > value && !(other - value < radius);
+        });
+        count = end - begin - (self >= 0 && magnitude(value - values[self]) < radius);
+      }
+    }
+    if (lane == 0) {
+      const int64_t at = entry * problem.queries + order[i];
+      if (problem.radius != nullptr) problem.radius[at] = radius;
+      if (problem.count != nullptr) problem.count[at] = count;
+      if (problem.entropy != nullptr) {
+        problem.entropy[at] =
+            static_cast<T>(entropy_of(static_cast<double>(radius), count, problem.dim, problem.offset));
+      }
+    }
+  }
+};
+
+// What a warp tells the block at the end of a step, one bit each.
+inline constexpr unsigned kWantsLeft = 1;   // the next tile on the left may hold a neighbour of one of its queries
+inline constexpr unsigned kWantsRight = 2;  // likewise on the right
+
+// The visit of candidate tiles, which every warp of the block follows in step: the home tile, then the nearer of the
+// next tiles on either side. The far side of a gap stays out of reach, for bounds only fall.
+template <typename T, int kTile>
+struct Visit {
+  const T* values;  // sorted
+  int tiles, tile;  // how many; the one at hand, -1 for none
+  int left, right;  // the next one on either side
+  T left_edge, right_edge;
+
+  // middle: a value among the block's queries, here and below.
+  __device__ __forceinline__ Visit(const T* values_, int finite, T middle, int lane)
+      : values(values_), tiles((finite + kTile - 1) / kTile) {
+    const int home = first_place(finite, lane, [&](int place) { return values[place] >= middle; });
+    tile = home < finite ? home / kTile : tiles - 1;
+    left = tile - 1;
+    right = tile + 1;
+    left_edge = left >= 0 ? values[left * kTile + kTile - 1] : T(0);
+    right_edge = right < tiles ? values[right * kTile] : T(0);
+  }
+
+  // The tile to go to, or -1. wanted: what all warps together told.
+  __device__ __forceinline__ int next(unsigned wanted, T middle) {
+    const bool may_left = left >= 0 && (wanted & kWantsLeft) != 0;
+    const bool may_right = right < tiles && (wanted & kWantsRight) != 0;
+    const bool goes_left = may_left && (!may_right || middle - left_edge <= right_edge - middle);
+    const int to = goes_left ? left-- : may_right ? right++ : -1;
+    if (goes_left && left >= 0) left_edge = values[left * kTile + kTile - 1];
+    if (!goes_left && may_right && right < tiles) right_edge = values[right * kTile];
+    return to;
+  }
+
+  // Which sides a query still wants. Rounding keeps the order of gaps: behind the edge none is smaller than the gap to
+  // the edge, which is negative where the query lies behind the edge itself. A bound of 0 wants nothing.
+  __device__ __forceinline__ unsigned wants(T value, T bound) const {
+    unsigned tells = 0;
+    const bool open = bound > 0;
+    if (open && left >= 0 && value - left_edge < bound) tells |= kWantsLeft;
+    if (open && right < tiles && right_edge - value < bound) tells |= kWantsRight;
+    return tells;
+  }
+};
+
+}  // namespace qcse::cuda
