@@ -134,6 +134,8 @@ class SweepArgs:
     """Environment steps of fine-tuning."""
     workers: int = 1
     """Processes at a time."""
+    launcher: str = "processes"
+    """What trains the runs. processes: some of this machine, several at a time."""
 
 
 @dataclass

@@ -21,6 +21,10 @@ from ..files import own
 from .folder import check_folder
 from .launch import run_all
 
+# What trains a sweep's runs: called with each run folder's options, the steps of each, and how many at a time.
+Launcher = Callable[[Mapping[Path, Sequence[str]], int, int], None]
+LAUNCHERS: dict[str, Launcher] = {"processes": run_all}
+
 # What makes a sweep; the rest of SweepArgs says how it is run.
 OPTIONS = "algos bonuses envs datasets tasks seeds first_seed batch_seeds offline_steps online_steps".split()
 
@@ -51,7 +55,7 @@ def sweep(args: SweepArgs, extra: Sequence[str], finish: Callable[[Sequence[Path
             )
         write_json(stored, definition)
         print(f"{len(runs)} processes of up to {args.batch_seeds} seeds, {args.workers} at a time, {steps} steps each")
-        run_all(runs, steps, args.workers)
+        LAUNCHERS[args.launcher](runs, steps, args.workers)
         finish(sorted(runs), out)
 
 
@@ -88,7 +92,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     read = read_toml(path)
     hints = typing.get_type_hints(SweepArgs)
-    hints = {name: hints[name] for name in (*OPTIONS, "workers")} | {"extra": tuple[str | int | float, ...]}
+    hints = {name: hints[name] for name in (*OPTIONS, "workers", "launcher")} | {"extra": tuple[str | int | float, ...]}
     unknown = [name for name in read if name not in hints]
     if unknown:
         raise ConfigError(f"{path}: got unknown options {shown(unknown)}; expected some of {', '.join(sorted(hints))}")
@@ -98,6 +102,8 @@ def read_file(path: Path) -> dict[str, Any]:
 def _definition(args: SweepArgs, extra: Sequence[str]) -> dict[str, Any]:
     """What makes the sweep, ready for sweep.json; `tasks` holds environments with their data and named tasks alike."""
     check_least(args, 1, "seeds", "batch_seeds", "workers")
+    if args.launcher not in LAUNCHERS:
+        raise ConfigError(f"launcher: got {args.launcher!r}, expected one of {', '.join(LAUNCHERS)}")
     if len(args.datasets) not in (0, len(args.envs)):
         count = f"got {len(args.datasets)} for {len(args.envs)} environments"
         raise ConfigError(f"datasets: {count}; expected one for each, or none")
