@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.qcse-installed
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc qcse_ext python -type f -not -name '*.pyc' -not -name '*.so')
 
-.PHONY: help install demo demo-maze test lint format learn bench bench-train emulate faults kernels crash fuzz sanitize sanitize-core floor lab gpu-kit gpu-run clean
+.PHONY: help install demo demo-maze test lint format learn bench bench-train emulate faults kernels crash same-bits fuzz sanitize sanitize-core floor lab gpu-kit gpu-run clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -63,6 +63,9 @@ faults: install  ## plant faults in copies of the CUDA kernels: how many does th
 
 crash: install  ## kill runs at KILLS=100 random moments, a third amid writes: is anything lost? (needs cc, Linux)
 	$(BIN)/python -P tests/crash/run.py --kills $(KILLS) --jobs $(JOBS)
+
+same-bits: install  ## do runs have the same bits as those of the revision REV? (ALL=1: of every algorithm)
+	$(BIN)/python -P tests/same_bits.py $(REV) $(if $(ALL),--all)
 
 fuzz: install  ## hostile files and arguments, SECONDS=600 for each target, or for TARGET="config sweep_file"
 	$(BIN)/python -P tests/fuzz/run.py --seconds $(SECONDS) $(if $(TARGET),--target $(TARGET)) $(if $(SEED),--seed $(SEED))

@@ -11,7 +11,7 @@ from .bonuses import BONUSES, NAMES
 from .bonuses.base import BonusOptions
 from .compose import composed
 
-# A type checker sees what all bonuses share; whoever reads more, names the options of his bonus.
+# A type checker sees what all bonuses share; code that reads more names the options of its bonus.
 if TYPE_CHECKING:
     BonusKind = str
     _Options = BonusOptions

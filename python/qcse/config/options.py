@@ -14,7 +14,7 @@ from .compose import composed
 from .plain import parse_json, read_json, to_dict
 from .typed import build
 
-# A type checker sees what all algorithms share; whoever reads more, names the options of his algorithm.
+# A type checker sees what all algorithms share; code that reads more names the options of its algorithm.
 if TYPE_CHECKING:
     Algo = str
     _Options = Options
