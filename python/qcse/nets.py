@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qcse_ext import critic
-from qcse_ext.mlp import mlp
-from qcse_ext.tanh_gaussian import tanh_gaussian
+from qcse_ext.nets import critic
+from qcse_ext.nets.mlp import mlp
+from qcse_ext.nets.tanh_gaussian import tanh_gaussian
 
 LAYER_NORM_EPSILON = 1e-6  # flax's, which the public code of RLPD and WSRL runs with
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qcse_ext import critic
+from qcse_ext.nets import critic
 
 from . import checkpoint, trust
 from .agents import AGENTS

@@ -10,7 +10,7 @@ import torch
 from scipy.special import digamma
 
 from qcse_ext import _C
-from qcse_ext.batch import batch_entropy
+from qcse_ext.bonus import batch_entropy
 
 OPTIONS = {"k": 3, "count_self": False, "learn": True, "horizon": 5.0, "divisor": 2.0, "offset": 1e-5}
 

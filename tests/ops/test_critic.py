@@ -11,7 +11,7 @@ import torch
 from networks import error_of, in_double, layers_in_torch
 from torch import Tensor
 
-from qcse_ext.critic import conservative_loss, critic_values, has_bf16
+from qcse_ext.nets.critic import conservative_loss, critic_values, has_bf16
 
 
 def problem(seed: int, dtype: torch.dtype = torch.float64, large: bool = False) -> dict[str, object]:

@@ -12,8 +12,8 @@ from networks import error_of, layers_in_torch
 from torch import Tensor
 
 from qcse_ext import _C, build_info
-from qcse_ext.critic import has_bf16
-from qcse_ext.mlp import mlp
+from qcse_ext.nets.critic import has_bf16
+from qcse_ext.nets.mlp import mlp
 
 
 def problem(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from qcse_ext.tanh_gaussian import tanh_gaussian
+from qcse_ext.nets.tanh_gaussian import tanh_gaussian
 
 SHAPES = [(1, 1, 1, 1), (2, 5, 3, 6), (1, 256, 10, 6), (3, 7, 1, 20), (300, 2, 4, 3), (1, 1, 2000, 1)]
 

@@ -20,7 +20,7 @@ from qcse.buffer import Batch
 from qcse.cli import BenchArgs
 from qcse.config import TrainConfig
 from qcse.streams import Streams
-from qcse_ext import critic
+from qcse_ext.nets import critic
 
 jax = pytest.importorskip("jax")
 

@@ -17,7 +17,7 @@ from qcse.buffer import Batch
 from qcse.config import NetworkConfig, preset
 from qcse.nets import tanh_gaussian_log_prob, tanh_gaussian_sample
 from qcse.streams import Streams
-from qcse_ext import critic
+from qcse_ext.nets import critic
 
 VECTORS = json.loads((Path(__file__).parent / "corl_vectors.json").read_text())["cases"]
 RELATIVE = 1e-6

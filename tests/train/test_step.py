@@ -19,7 +19,7 @@ from qcse.config import TrainConfig, bonus_preset
 from qcse.errors import ConfigError, QcseError
 from qcse.step import UpdateStep
 from qcse.train import Trainer, resolve_device
-from qcse_ext import critic
+from qcse_ext.nets import critic
 
 
 def run(config: TrainConfig, out: Path, graphs: bool) -> Trainer:

@@ -22,7 +22,7 @@ from qcse.config import TrainConfig, bonus_preset, differences, from_dict, prese
 from qcse.errors import ConfigError, NonFiniteLossError
 from qcse.streams import NAMES, Streams
 from qcse.train import Trainer, load_policy
-from qcse_ext import critic
+from qcse_ext.nets import critic
 
 
 class Countdown(gym.Env):

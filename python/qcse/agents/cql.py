@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from qcse_ext import critic
+from qcse_ext.nets import critic
 
 from ..buffer import Batch
 from ..config import TrainConfig
@@ -97,7 +97,7 @@ class CQL(SAC):
         weight: Tensor,
         subset: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Bellman error plus weighted conservative gap: `qcse_ext.critic.conservative_loss`, which has the formula.
+        """Bellman error plus weighted conservative gap; `qcse_ext.nets.critic.conservative_loss` has the formula.
 
         With a subset [S, K] of the E critics the sum over all gaps is estimated by E / K times the sum over theirs.
         On a CPU the whole is fused; with a subset, layer norm, or elsewhere the same is written in torch, and autograd

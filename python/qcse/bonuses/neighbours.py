@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcse_ext
-from qcse_ext.batch import batch_entropy
+from qcse_ext.bonus import batch_entropy
 
 from ..buffer import Batch, ReplayBuffer
 from ..config import BonusConfig

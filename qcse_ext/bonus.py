@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from qcse_ext.ops import refuse_forward_mode, register_fake, without_autograd  # loads the compiled module
+from qcse_ext.registration import refuse_forward_mode, register_fake, without_autograd
 
 __all__ = ["batch_entropy"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcse_ext.ops import (  # loads the compiled module
-    build_info,
+from qcse_ext.knn import build_info
+from qcse_ext.registration import (
     once_differentiable,
     refuse_forward_mode,
     register_fake,

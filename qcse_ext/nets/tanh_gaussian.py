@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcse_ext.ops import (  # loads the compiled module
+from qcse_ext.registration import (
     once_differentiable,
     refuse_forward_mode,
     register_fake,

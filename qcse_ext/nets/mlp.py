@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from qcse_ext.ops import (  # loads the compiled module
+from qcse_ext.registration import (
     once_differentiable,
     refuse_forward_mode,
     register_fake,
@@ -31,7 +31,7 @@ def mlp(x: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool = Fal
         weights: one ``[M, inputs, outputs]`` for each of 2 to 16 layers.
         biases: ``[M, 1, outputs]`` for each layer.
         bf16: round the factors of the products between hidden layers, forward and back, to bfloat16, and sum in
-            float32 (float32 only; :func:`qcse_ext.critic.has_bf16` tells whether the CPU can).
+            float32 (float32 only; :func:`qcse_ext.nets.critic.has_bf16` tells whether the CPU can).
 
     Returns:
         ``[M, rows, outputs]``.
