@@ -1,4 +1,4 @@
-"""What every operator tells torch beside its kernels: shapes for tracing, and which derivatives are not offered."""
+"""What the operators share beside their kernels: is there one, shapes for tracing, derivatives that are not offered."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -9,7 +9,35 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 
-__all__ = ["once_differentiable", "refuse_forward_mode", "register_fake", "without_autograd"]
+__all__ = ["has_kernel", "once_differentiable", "refuse_forward_mode", "register_fake", "without_autograd"]
+
+# --- Kernel or definition ---------------------------------------------------------------------------------------------
+
+
+def has_kernel(name: str, x: Tensor) -> bool:
+    """Whether torch's dispatcher has a kernel of ``qcse::name`` for the device of x.
+
+    This is what makes a fused operator's function take the kernel; where there is none, or where the kernel does not
+    take the arguments, the function computes the operator's definition, plain torch that autograd differentiates. A
+    kernel that is registered for another device (``STABLE_TORCH_LIBRARY_IMPL``, ``torch.library.impl``), with its
+    backward where there is one, is therefore in use without another change.
+
+    It looks at no tensor's data. To have the definitions on a CPU as well, as the tests do, replace this function by
+    one that returns False.
+    """
+    return _is_registered(f"qcse::{name}", x.device.type)
+
+
+def _is_registered(operator: str, device: str) -> bool:
+    # Not composite kernels, by which the dispatcher would choose by itself: torch.compile takes those apart even where
+    # there is a kernel for the device, and none is chosen by a dtype, a shape or the number of layers.
+    key = torch._C._dispatch_key_for_device(device)
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
+
+
+# A constant for torch.compile. torch.compiler.assume_constant_result does this too, but imports the whole compiler.
+_is_registered._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
 
 # --- Derivatives that are not offered ---------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from qcse.config import TrainConfig, bonus_preset, differences, from_dict, prese
 from qcse.errors import ConfigError, NonFiniteLossError
 from qcse.streams import NAMES, Streams
 from qcse.train import Trainer, load_policy
-from qcse_ext.nets import critic
+from qcse_ext import registration
 
 
 class Countdown(gym.Env):
@@ -317,7 +317,7 @@ class NoHostCall(TorchFunctionMode):
 def test_the_update_reads_nothing_back(
     algo: str, references: str, hopper_data: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(critic, "is_supported", lambda states: False)  # the path of a GPU
+    monkeypatch.setattr(registration, "has_kernel", lambda name, x: False)  # the path of a GPU
     config = quick(algo, "Hopper-v5", dataset=hopper_data, offline_steps=0, online_steps=20, seeds=2)
     config.bonus.kind, config.bonus.k, config.bonus.references, config.cql.lagrange = "qcse", 3, references, True
     config.bonus.squash = "standardised_tanh"
@@ -345,7 +345,7 @@ def test_no_bonus_reads_anything_back(
     trainer = Trainer(config, tmp_path, quiet=True)
     trainer.run()
     monkeypatch.setattr(Trainer, "_check_finite", lambda self, metrics: None)
-    monkeypatch.setattr(critic, "is_supported", lambda states: False)
+    monkeypatch.setattr(registration, "has_kernel", lambda name, x: False)
     with NoHostRead(), NoHostCall():
         trainer._update()
 

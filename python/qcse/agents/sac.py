@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qcse_ext.nets.tanh_gaussian import tanh_gaussian as tanh_gaussian_sample
+
 from ..buffer import Batch
 from ..config import TrainConfig
 from ..nets import (
@@ -17,7 +19,6 @@ from ..nets import (
     GaussianPolicy,
     TanhGaussianPolicy,
     tanh_gaussian_log_prob,
-    tanh_gaussian_sample,
 )
 from ..streams import Streams
 
