@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from qcse_ext import _C, build_info
+from qcse_ext import _C, build_info, registration
 
 
 @pytest.fixture(params=build_info()["cpu_instruction_sets"])
@@ -21,3 +23,9 @@ def threads(request: pytest.FixtureRequest):
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Once called, the fused operators' definitions run, as on a device that has no kernels."""
+    return lambda: monkeypatch.setattr(registration, "has_kernel", lambda name, x: False)

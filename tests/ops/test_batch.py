@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from scipy.special import digamma
 
 from qcse_ext import _C
-from qcse_ext.batch import batch_entropy
+from qcse_ext.bonus import batch_entropy, batch_entropy_in_torch
 
 OPTIONS = {"k": 3, "count_self": False, "learn": True, "horizon": 5.0, "divisor": 2.0, "offset": 1e-5}
 
@@ -207,6 +208,53 @@ def test_errors_name_the_argument(name: str, change, message: str) -> None:
     p[name] = change(p)
     with pytest.raises(RuntimeError, match=message):
         batch_entropy(**p)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("states", lambda p: p["states"][0], r"states must have shape \[S, N, D\], got \[40, 4\]"),
+        ("states", lambda p: p["states"].half(), "states must be float32 or float64"),
+        ("values", lambda p: p["values"].float(), "values must have the dtype of states"),
+        ("index", lambda p: p["index"].int(), "index must be int64, got int32"),
+        ("eligible", lambda p: p["eligible"].int(), "eligible must be bool, got int32"),
+        ("mean", lambda p: p["mean"][:, 1:], r"mean must have shape \[3, 5\], got \[3, 4\]"),
+        ("k", lambda p: 129, "k must be from 1 to 128, got 129"),
+        ("horizon", lambda p: 0.5, "horizon must be at least 1"),
+        ("divisor", lambda p: 0.0, "divisor must be above 0"),
+    ],
+)
+def test_the_definitions_errors_name_the_argument(name: str, change, message: str) -> None:
+    p = problem(7)
+    p[name] = change(p)
+    with pytest.raises(RuntimeError, match=message):
+        batch_entropy_in_torch(**p)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_definition_equals_brute_force(seed: int, without_kernels: Callable[[], None]) -> None:
+    without_kernels()
+    p = problem(seed) | {"count_self": seed % 2 == 0, "learn": seed % 3 > 0}
+    if seed == 4:
+        p["states"][0, 4], p["eligible"][0, 4], p["values"][1, 3] = math.nan, True, math.inf
+        p["states"][2, 7] = 1e150  # moves no moments
+    if seed == 5:
+        p["index"][0] = p["index"][0] % 3  # no more distinct transitions than k
+        p["states"][0], p["values"][0] = p["states"][0, :3][p["index"][0]], p["values"][0, :3][p["index"][0]]
+    assert check(p).any()
+
+
+@pytest.mark.parametrize("rows", [2, 3, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_definition_equals_the_kernel(rows: int, dtype: torch.dtype) -> None:
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-10
+    one, two = (problem(13, rows=rows, dtype=dtype) for _ in range(2))
+    for _ in range(3):  # no more rows than k have no entropy, but move the moments
+        for got, want in zip(batch_entropy_in_torch(**one), batch_entropy(**two), strict=True):
+            assert got.dtype == want.dtype
+            torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+        for name in ("mean", "variance", "batches"):
+            torch.testing.assert_close(one[name], two[name], rtol=tolerance, atol=tolerance)
 
 
 def test_opcheck() -> None:

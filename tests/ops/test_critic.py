@@ -5,13 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 from networks import error_of, in_double, layers_in_torch
 from torch import Tensor
 
-from qcse_ext.critic import conservative_loss, critic_values, has_bf16
+from qcse_ext.nets.critic import (
+    conservative_loss,
+    conservative_loss_in_torch,
+    critic_mlp,
+    critic_mlp_in_torch,
+    critic_values,
+    has_bf16,
+)
+from qcse_ext.nets.mlp import mlp
 
 
 def problem(seed: int, dtype: torch.dtype = torch.float64, large: bool = False) -> dict[str, object]:
@@ -233,10 +242,10 @@ def test_inputs_may_be_strided() -> None:
     ("name", "change", "message"),
     [
         ("states", lambda p: p["states"][0], r"states must have shape \[S, B, D\]"),
-        ("states", lambda p: p["states"].half(), "states must be float32 or float64"),
+        ("states", lambda p: p["states"].half(), r"actions must have the dtype of states \(float16\), got float64"),
         ("actions", lambda p: p["actions"][:, :, :-1], r"1 \+ 3n"),
         ("actions", lambda p: p["actions"].float(), "actions must have the dtype"),
-        ("weights", lambda p: p["weights"][:1], "2 to 16"),
+        ("weights", lambda p: p["weights"][:1], "weights and biases must be as many"),
         ("weights", lambda p: [p["weights"][0][:, 1:], *p["weights"][1:]], r"weights\[0\] must have shape"),
         ("biases", lambda p: [p["biases"][0][..., 1:], *p["biases"][1:]], r"biases\[0\] must have shape"),
         ("target", lambda p: p["target"][:, 1:], "target must have shape"),
@@ -245,11 +254,124 @@ def test_inputs_may_be_strided() -> None:
         ("temperature", lambda p: 0.0, "temperature must be above 0"),
     ],
 )
-def test_errors_name_the_argument(name: str, change, message: str) -> None:
+@pytest.mark.parametrize("function", [conservative_loss, conservative_loss_in_torch])
+def test_errors_name_the_argument(name: str, change, message: str, function: Callable[..., object]) -> None:
     p = problem(5)
     p[name] = change(p)
     with pytest.raises(RuntimeError, match=message):
-        conservative_loss(**p)
+        function(**p)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s, a, w, b: (s.half(), a, w, b), "states must be float32 or float64"),
+        (lambda s, a, w, b: (s, a, w[:1], b[:1]), "2 to 16"),
+        (lambda s, a, w, b: (s[:, :0], a[:, :0], w, b), "not be empty"),
+    ],
+)
+def test_the_kernel_refuses_what_is_the_definitions(change, message: str) -> None:
+    p = problem(5)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.qcse.critic_values(*change(p["states"], p["actions"], p["weights"], p["biases"]))
+
+
+def members(p: dict[str, object], subset: Tensor) -> dict[str, list[Tensor]]:
+    """The parameters of the critics of a subset [S, K], by themselves."""
+    count = p["weights"][0].shape[0] // len(subset)
+    rows = [s * count + int(e) for s, chosen in enumerate(subset) for e in chosen]
+    return {name: [t[rows] for t in p[name]] for name in ("weights", "biases")}
+
+
+def subset_of(p: dict[str, object]) -> Tensor:
+    seeds = len(p["states"])
+    return torch.stack([torch.randperm(p["weights"][0].shape[0] // seeds)[:1] for _ in range(seeds)])
+
+
+def test_values_by_either_way_are_the_same(without_kernels: Callable[[], None]) -> None:
+    for switch in (lambda: None, without_kernels):
+        switch()
+        for seed in range(20):
+            p = problem(seed)
+            net = (p["states"], p["actions"], p["weights"], p["biases"])
+            for t in (*net[:2], *net[2], *net[3]):
+                t.requires_grad_(True)
+            want = values_in_torch(*net)
+            q = critic_mlp(*net)
+            assert torch.allclose(q, want, rtol=1e-10, atol=1e-10), seed
+            inputs = [*net[:2], *net[2], *net[3]]
+            factors = torch.linspace(-1.0, 2.0, q.numel(), dtype=q.dtype).view(q.shape)
+            for a, b in zip(*(torch.autograd.grad((x * factors).sum(), inputs) for x in (q, want)), strict=True):
+                assert torch.allclose(a, b, rtol=1e-9, atol=1e-9), seed
+            subset = subset_of(p)
+            for function in (critic_mlp, critic_values):
+                chosen = function(*net, subset=subset)
+                index = subset[:, :, None, None].expand(-1, -1, *want.shape[2:])
+                assert torch.allclose(chosen, want.gather(1, index), rtol=1e-10, atol=1e-10), seed
+
+
+def test_the_definition_equals_the_kernel(without_kernels: Callable[[], None]) -> None:
+    problems = [problem(seed) for seed in range(20)]
+    for p in problems:
+        for parameter in p["weights"] + p["biases"]:
+            parameter.requires_grad_(True)
+    kernels = [(conservative_loss(**p), gradients(conservative_loss(**p)[0], p)) for p in problems]
+    without_kernels()
+    for p, ((want_loss, want), want_gradients) in zip(problems, kernels, strict=True):
+        loss, got = conservative_loss(**p)
+        assert torch.allclose(loss, want_loss, rtol=1e-10, atol=1e-10) and set(got) == set(want)
+        for name, value in want.items():
+            assert torch.allclose(got[name], value, rtol=1e-10, atol=1e-10) and not got[name].requires_grad, name
+        for a, b in zip(gradients(loss, p), want_gradients, strict=True):
+            assert torch.allclose(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_subset_estimates_the_gap_and_leaves_the_error(kernels: bool, without_kernels: Callable[[], None]) -> None:
+    if not kernels:
+        without_kernels()
+    for seed in range(10):
+        p = problem(seed)
+        subset, seeds = subset_of(p), len(p["states"])
+        count = p["weights"][0].shape[0] // seeds
+        _, everything = loss_in_torch(p)
+        _, chosen = loss_in_torch(p | members(p, subset))
+        loss, got = conservative_loss(**p, subset=subset)
+        for name in ("error", "q_data"):
+            assert torch.allclose(got[name], everything[name], rtol=1e-10, atol=1e-10), (seed, name)
+        for name in ("gap", "q_uniform", "q_policy", "bound_share"):
+            assert torch.allclose(got[name], chosen[name], rtol=1e-10, atol=1e-10), (seed, name)
+        want = everything["error"].sum(-1) + p["weight"] * count * chosen["gap"].mean(-1)
+        assert torch.allclose(loss, want, rtol=1e-10, atol=1e-10), seed
+
+
+def test_critics_with_norms_equal_networks_of_the_pairs() -> None:
+    for seed in range(10):
+        p = problem(seed)
+        seeds, batch, count, _ = p["actions"].shape
+        norms = [(torch.rand_like(b), torch.rand_like(b)) for b in p["biases"][:-1]]
+        pairs = torch.cat([p["states"].unsqueeze(2).expand(-1, -1, count, -1), p["actions"]], -1).flatten(1, 2)
+        pairs = pairs.repeat_interleave(p["weights"][0].shape[0] // seeds, 0)
+        want = mlp(pairs, p["weights"], p["biases"], norms=norms).view(seeds, -1, batch, count)
+        for function in (critic_mlp, critic_values):
+            q = function(p["states"], p["actions"], p["weights"], p["biases"], norms=norms)
+            assert torch.allclose(q, want, rtol=1e-10, atol=1e-10), seed
+        _, got = conservative_loss(**p, norms=norms)
+        assert torch.allclose(got["q_data"], want[..., 0].mean(-1), rtol=1e-10, atol=1e-10), seed
+
+
+def test_critics_of_one_layer_of_half_precision_and_without_states() -> None:
+    p = problem(5)
+    states, actions = p["states"], p["actions"]
+    weights, biases = [torch.randn_like(p["weights"][0][..., :1])], [torch.randn_like(p["biases"][0][..., :1])]
+    want = values_in_torch(states, actions, weights, biases)
+    assert want.min() < 0 < want.max()
+    for function in (critic_mlp, critic_values, critic_mlp_in_torch):
+        assert torch.allclose(function(states, actions, weights, biases), want, rtol=1e-10, atol=1e-10)
+        assert function(states[:, :0], actions[:, :0], weights, biases).shape == (*want.shape[:2], 0, want.shape[3])
+        half = (x.bfloat16() if isinstance(x, Tensor) else [t.bfloat16() for t in x] for x in (weights, biases))
+        q = function(states.bfloat16(), actions.bfloat16(), *half)
+        assert q.dtype == torch.bfloat16 and torch.allclose(q.double(), want, rtol=0.1, atol=0.5)
 
 
 def test_values_carry_no_gradient_and_the_loss_one_to_the_parameters_only() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from networks import error_of, layers_in_torch
 from torch import Tensor
 
 from qcse_ext import _C, build_info
-from qcse_ext.critic import has_bf16
-from qcse_ext.mlp import mlp
+from qcse_ext.nets.critic import has_bf16
+from qcse_ext.nets.mlp import mlp, mlp_in_torch
 
 
 def problem(
@@ -133,13 +134,12 @@ def test_inputs_may_be_strided() -> None:
     ("change", "message"),
     [
         (lambda x, w, b: (x[0], w, b), r"x must have shape \[networks, rows, inputs\]"),
-        (lambda x, w, b: (x[:, :0], w, b), "not be empty"),
-        (lambda x, w, b: (x.half(), w, b), "x must be float32 or float64"),
+        (lambda x, w, b: (x.half(), w, b), r"weights\[0\] must have .* of x \(float16\), got float64"),
+        (lambda x, w, b: (x.int(), w, b), "x must be of a floating-point dtype, got int32"),
         (
             lambda x, w, b: (x.float(), w, b),
             r"weights\[0\] must have .* of x \(float32\), got float64",
         ),
-        (lambda x, w, b: (x, w[:1], b[:1]), "2 to 16"),
         (lambda x, w, b: (x, w, b[:-1]), "as many"),
         (lambda x, w, b: (x, [w[0][:, 1:], *w[1:]], b), r"weights\[0\] must have shape"),
         (lambda x, w, b: (x, w, [*b[:-1], b[-1][..., 1:]]), r"biases\[\d\] must have shape"),
@@ -149,6 +149,97 @@ def test_inputs_may_be_strided() -> None:
 def test_errors_name_the_argument(change, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         mlp(*change(*problem(7)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, w, b: (x[:, :0], w, b), "not be empty"),
+        (lambda x, w, b: (x.half(), w, b), "x must be float32 or float64"),
+        (lambda x, w, b: (x, w[:1], b[:1]), "2 to 16"),
+    ],
+)
+def test_the_kernel_refuses_what_is_the_definitions(change, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.qcse.mlp_forward(*change(*problem(7)), False, False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, w, b, n: (x[0], w, b, n), r"x must have shape \[networks, rows, inputs\], got \["),
+        (lambda x, w, b, n: (torch.cat([x, x]), w, b, n), "x must have shape"),
+        (lambda x, w, b, n: (x, w, b[:-1], n), "as many"),
+        (lambda x, w, b, n: (x, w, b, n[:-1]), "norms one fewer or none"),
+        (lambda x, w, b, n: (x, [w[0][:, 1:], *w[1:]], b, n), r"weights\[0\] must have shape"),
+        (lambda x, w, b, n: (x, w, [*b[:-1], b[-1][..., 1:]], n), r"biases\[\d\] must have shape"),
+        (lambda x, w, b, n: (x, w, b, [(n[0][0], n[0][1][:, :, 1:]), *n[1:]]), r"norms\[0\] must have shape"),
+        (lambda x, w, b, n: (x, w, [b[0].to("meta"), *b[1:]], n), r"biases\[0\] must be on the device of x \(cpu\)"),
+    ],
+)
+def test_the_definitions_errors_name_the_argument(change, message: str) -> None:
+    x, weights, biases = problem(7)
+    norms = [(torch.ones_like(b), torch.zeros_like(b)) for b in biases[:-1]]
+    x, weights, biases, norms = change(x, weights, biases, norms)
+    with pytest.raises(RuntimeError, match=rf"qcse_ext\.mlp: .*{message}"):
+        mlp_in_torch(x, weights, biases, norms=norms)
+
+
+def test_the_definition_equals_the_kernel(without_kernels: Callable[[], None]) -> None:
+    problems = [problem(seed) for seed in range(20)]
+    want = [results(mlp(x, w, b), [x, *w, *b]) for x, w, b in problems]
+    without_kernels()
+    for (x, weights, biases), kernels in zip(problems, want, strict=True):
+        got = results(mlp(x, weights, biases), [x, *weights, *biases])
+        assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(got, kernels, strict=True))
+        assert torch.equal(got[0], mlp_in_torch(x, weights, biases))
+
+
+def test_the_definition_rounds_the_factors_between_hidden_layers_and_nothing_else() -> None:
+    for seed in range(12):
+        x, weights, biases = problem(seed, torch.float32)
+        exact = in_double([x, *weights, *biases])
+        of = len(weights) + 1
+        got = results(mlp_in_torch(x, weights, biases, bf16=True), [x, *weights, *biases])
+        want = results(layers_in_torch(exact[0], exact[1:of], exact[of:], bf16=True), exact)
+        # torch rounds the sums as well, and what is near 0 then falls on the other side of a ReLU.
+        assert error_of(got[:1], want[:1]) < (1e-5 if len(weights) == 2 else 2e-2), seed
+        assert error_of(got, want) < (1e-5 if len(weights) == 2 else 0.2), seed
+    with pytest.raises(RuntimeError, match="x must be float32 where bf16"):
+        mlp_in_torch(*problem(0), bf16=True)
+
+
+@pytest.mark.parametrize("hidden", [0, 1, 16])
+@pytest.mark.parametrize("rows", [0, 5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_the_kernel_does_not_take_is_computed_in_torch(hidden: int, rows: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [4, *[7] * hidden, 3]
+    weights = [torch.randn(2, i, o, generator=generator, dtype=torch.float64) for i, o in itertools.pairwise(sizes)]
+    x, biases = torch.randn(2, rows, 4, generator=generator).to(dtype), [torch.ones(2, 1, o) for o in sizes[1:]]
+    weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
+    y = mlp(x, weights, biases)
+    want = layers_in_torch(x.double(), [w.double() for w in weights], [b.double() for b in biases])
+    assert y.shape == (2, rows, 3) and y.dtype == dtype
+    assert torch.allclose(y.double(), want, rtol=1e-10, atol=1e-10) or dtype == torch.bfloat16
+
+
+def test_layers_with_a_norm() -> None:
+    x, weights, biases = problem(13)
+    norms = [(torch.rand_like(b).requires_grad_(), torch.rand_like(b).requires_grad_()) for b in biases[:-1]]
+    inputs = [x, *weights, *biases, *itertools.chain.from_iterable(norms)]
+    h = x
+    for (scale, shift), weight, bias in zip(norms, weights, biases):
+        h = h @ weight + bias
+        h = (h - h.mean(-1, keepdim=True)) / (h.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
+        h = (scale * h + shift).relu()
+    want = results(h @ weights[-1] + biases[-1], inputs)
+    got = results(mlp(x, weights, biases, norms=norms), inputs)
+    for a, b in zip(got, want, strict=True):
+        assert torch.allclose(a, b, rtol=1e-8, atol=1e-8)
+    with pytest.raises(RuntimeError, match=r"qcse_ext\.mlp: .*forward-mode"):
+        torch.func.jvp(lambda scale: mlp(x, weights, biases, norms=[(scale, norms[0][1]), *norms[1:]]),
+                       (norms[0][0],), (torch.ones_like(norms[0][0]),))  # fmt: skip
 
 
 def test_hidden_activations_may_be_strided_but_have_one_shape() -> None:
@@ -216,5 +307,17 @@ def test_compiles_as_a_whole(backend: str, strided: bool) -> None:
         return (mlp(x, weights, biases) ** 2).sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    want, got = (torch.autograd.grad(f(x), [x, *weights]) for f in (loss, compiled))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_the_definition_compiles_as_a_whole() -> None:
+    x, weights, biases = problem(9, torch.float32)
+    norms = [(torch.ones_like(b), torch.zeros_like(b)) for b in biases[:-1]]
+
+    def loss(x: Tensor) -> Tensor:
+        return (mlp(x, weights, biases, norms=norms) ** 2).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     want, got = (torch.autograd.grad(f(x), [x, *weights]) for f in (loss, compiled))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

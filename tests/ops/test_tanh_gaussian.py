@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from qcse_ext.tanh_gaussian import tanh_gaussian
+from qcse_ext.nets.tanh_gaussian import tanh_gaussian, tanh_gaussian_in_torch
 
 SHAPES = [(1, 1, 1, 1), (2, 5, 3, 6), (1, 256, 10, 6), (3, 7, 1, 20), (300, 2, 4, 3), (1, 1, 2000, 1)]
 
@@ -113,15 +114,54 @@ def test_threads_do_not_change_a_bit() -> None:
         (lambda m, s, z: (m, s, z[0]), r"\[\.\.\., A\] and \[\.\.\., n, A\]"),
         (lambda m, s, z: (m, s, z[..., 1:]), "noise must have shape"),
         (lambda m, s, z: (m, s[..., 1:], z), "log_std must have shape"),
-        (lambda m, s, z: (m.half(), s.half(), z), "log_std must be float32 or float64"),
+        (lambda m, s, z: (m.half(), s.half(), z), r"noise must have the dtype of mean \(float16\), got float64"),
         (lambda m, s, z: (m.float(), s, z), r"log_std must have the dtype of mean \(float32\), got float64"),
         (lambda m, s, z: (m, s, z.float()), "noise must have the dtype"),
-        (lambda m, s, z: (m, s, z[..., :0, :]), "not be empty"),
     ],
 )
 def test_errors_name_the_argument(change, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         tanh_gaussian(*change(*problem((2, 5, 3, 6), torch.float64)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, s, z: (m.half(), s.half(), z.half()), "log_std must be float32 or float64"),
+        (lambda m, s, z: (m, s, z[..., :0, :]), "not be empty"),
+    ],
+)
+def test_the_kernel_refuses_what_is_the_definitions(change, message: str) -> None:
+    arguments = change(*problem((2, 5, 3, 6), torch.float64))
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.qcse.tanh_gaussian(*arguments)
+    actions, log_prob = tanh_gaussian(*arguments)
+    assert actions.shape == arguments[2].shape and log_prob.shape == actions.shape[:-1]
+    assert actions.dtype == log_prob.dtype == arguments[0].dtype
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, s, z: (m.int(), s, z), "mean must be of a floating-point dtype, got int32"),
+        (lambda m, s, z: (m, s[..., 1:], z), r"log_std must have shape \[2, 5, 6\], got \[2, 5, 5\]"),
+        (lambda m, s, z: (m, s, z[0]), "noise must have shape"),
+        (lambda m, s, z: (m, s, z.float()), "noise must have the dtype of mean"),
+    ],
+)
+def test_the_definitions_errors_name_the_argument(change, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        tanh_gaussian_in_torch(*change(*problem((2, 5, 3, 6), torch.float64)))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_definition_equals_the_kernel(shape: tuple[int, ...], without_kernels: Callable[[], None]) -> None:
+    mean, log_std, noise = problem(shape, torch.float64)
+    want = results(tanh_gaussian(mean, log_std, noise), mean, log_std)
+    without_kernels()
+    got = results(tanh_gaussian(mean, log_std, noise), mean, log_std)
+    assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-8) for a, b in zip(got, want, strict=True))
+    assert torch.equal(got[0], tanh_gaussian_in_torch(mean, log_std, noise)[0])
 
 
 def test_gradcheck_and_opcheck() -> None:

@@ -15,10 +15,10 @@ from torch.autograd import forward_ad
 
 import qcse_ext
 from qcse_ext import _C
-from qcse_ext.batch import batch_entropy
-from qcse_ext.critic import conservative_loss, critic_values
-from qcse_ext.mlp import mlp
-from qcse_ext.tanh_gaussian import tanh_gaussian
+from qcse_ext.bonus import batch_entropy
+from qcse_ext.nets.critic import conservative_loss, critic_values
+from qcse_ext.nets.mlp import mlp
+from qcse_ext.nets.tanh_gaussian import tanh_gaussian
 
 GENERATOR = torch.Generator().manual_seed(0)
 KNN, ENTROPY = torch.ops.qcse.knn.default, torch.ops.qcse.entropy.default

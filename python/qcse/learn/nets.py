@@ -13,14 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qcse_ext import critic
-from qcse_ext.mlp import mlp
-from qcse_ext.tanh_gaussian import tanh_gaussian
+from qcse_ext.nets.critic import critic_mlp, critic_values
+from qcse_ext.nets.mlp import Norm, mlp
 
-LAYER_NORM_EPSILON = 1e-6  # flax's, which the public code of RLPD and WSRL runs with
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
-
-Layer = tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]  # weight, bias, and scale and shift of the layer's norm
 
 
 class BatchedMLP(nn.Module):
@@ -50,7 +46,6 @@ class BatchedMLP(nn.Module):
         self.biases = nn.ParameterList()
         self.norm_scales = nn.ParameterList()
         self.norm_shifts = nn.ParameterList()
-        self.layer_norm = layer_norm
         layers = list(itertools.pairwise(sizes))
         nets = [
             [_draw_linear(i, o, n + 1 == len(layers), orthogonal, g) for n, (i, o) in enumerate(layers)]
@@ -64,53 +59,20 @@ class BatchedMLP(nn.Module):
                 self.norm_scales.append(nn.Parameter(torch.ones_like(self.biases[-1])))
                 self.norm_shifts.append(nn.Parameter(torch.zeros_like(self.biases[-1])))
 
-    def layers(self, frozen: bool = False, rows: Tensor | None = None) -> list[Layer]:
-        """Every layer's parameters, [M, in, out] and [M, 1, out] each.
+    def layers(self, frozen: bool = False) -> tuple[list[Tensor], list[Tensor], list[Norm]]:
+        """Weights [M, in, out] and biases [M, 1, out] of every layer, scale and shift [M, 1, width] of the hidden
+        layers' norms where there are any.
 
-        Args:
-            frozen: detached, so that gradient flows to the input only.
-            rows: int64 numbers [K] of the networks wanted, out of M; None: all.
+        `frozen`: detached, so that gradient flows to the input only.
         """
-
-        def take(parameter: Tensor) -> Tensor:
-            parameter = parameter.detach() if frozen else parameter
-            return parameter if rows is None else parameter.index_select(0, rows)
-
-        norms = [(take(a), take(b)) for a, b in zip(self.norm_scales, self.norm_shifts, strict=True)]
-        padded = norms + [None] * (len(self.weights) - len(norms))
-        return [(take(w), take(b), norm) for w, b, norm in zip(self.weights, self.biases, padded, strict=True)]
-
-    def is_fused(self, x: Tensor) -> bool:
-        """Whether the operators of `qcse_ext` can evaluate these networks at x."""
-        return critic.is_supported(x) and x.numel() > 0 and not self.layer_norm and 2 <= len(self.weights) <= 16
+        parts = (self.weights, self.biases, self.norm_scales, self.norm_shifts)
+        weights, biases, scales, shifts = ([p.detach() if frozen else p for p in part] for part in parts)
+        return weights, biases, list(zip(scales, shifts, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """[M, rows, in] -> [M, rows, out]."""
-        if self.is_fused(x):
-            return mlp(x, list(self.weights), list(self.biases))
-        return run_layers(x, self.layers())
-
-
-def run_layers(x: Tensor, layers: Sequence[Layer], bf16: bool = False) -> Tensor:
-    """Affine layers with a ReLU, and where there is one a norm before it, between each two; x [M, rows, in].
-
-    `bf16`: all but the last are computed from bfloat16 numbers with float32 sums, and rounded to bfloat16.
-    """
-    for index, (weight, bias, norm) in enumerate(layers):
-        if bf16 and index + 1 < len(layers):
-            x = torch.baddbmm(bias.bfloat16(), x.bfloat16(), weight.bfloat16()).float()
-        else:
-            x = torch.baddbmm(bias, x, weight)
-        if index + 1 < len(layers):
-            x = F.relu_(normalised(x, norm))  # in place: the gradient needs the output alone
-    return x
-
-
-def normalised(x: Tensor, norm: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Layer norm (arXiv 1607.06450) of x [M, rows, width] with scale and shift [M, 1, width]; x itself without."""
-    if norm is None:
-        return x
-    return torch.addcmul(norm[1], F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPSILON), norm[0])
+        weights, biases, norms = self.layers()
+        return mlp(x, weights, biases, norms=norms)
 
 
 def _draw_linear(
@@ -247,26 +209,6 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
     return (-0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
 
 
-def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Reparameterised actions and their log-densities, from one evaluation of the policy per state.
-
-    Args:
-        mean, log_std: [S, B, A].
-        noise: standard normal numbers, [S, B, n, A] for n actions per state.
-
-    Returns:
-        actions [S, B, n, A] in (-1, 1), log-densities [S, B, n].
-    """
-    if critic.is_supported(mean) and mean.shape == log_std.shape and noise.numel() > 0:
-        return tanh_gaussian(mean, log_std, noise)
-    mean, log_std = mean.unsqueeze(-2), log_std.unsqueeze(-2)
-    before = mean + log_std.exp() * noise
-    # log N(before) = -noise^2/2 - log_std - log(2 pi)/2, and log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)).
-    log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)
-    log_prob = log_prob - 2.0 * (math.log(2.0) - before - F.softplus(-2.0 * before))
-    return torch.tanh(before), log_prob.sum(-1)
-
-
 def tanh_gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
     """Log-density of given actions [S, B, A], which are kept 1e-6 inside the open interval; [S, B]."""
     limit = 1.0 - 1e-6
@@ -280,9 +222,7 @@ def tanh_gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Te
 class Critics(nn.Module):
     """E Q-functions per seed, Q_e(s, a), evaluated in one batched product.
 
-    Where they are not fused, the first layer is split in its state half and its action half, so that n actions of one
-    state share the former. `bf16`: products between hidden layers are taken of numbers rounded to bfloat16; float32
-    inputs only.
+    `bf16`: products between hidden layers are taken of numbers rounded to bfloat16; float32 inputs only.
     """
 
     def __init__(
@@ -297,7 +237,7 @@ class Critics(nn.Module):
         bf16: bool = False,
     ) -> None:
         super().__init__()
-        self.state_dim, self.members, self.bf16 = state_dim, members, bf16
+        self.members, self.bf16 = members, bf16
         self.net = BatchedMLP([state_dim + action_dim, *hidden, 1], generators, members, orthogonal, layer_norm)
 
     def forward(self, states: Tensor, actions: Tensor, frozen: bool = False, subset: Tensor | None = None) -> Tensor:
@@ -307,43 +247,10 @@ class Critics(nn.Module):
             frozen: no gradient to the parameters.
             subset: int64 numbers [S, K] of the members to evaluate; the result is [S, K, B, n].
         """
-        seeds, batch, count, action_dim = actions.shape
-        members = self.members if subset is None else subset.shape[1]
-        layers = self.net.layers(frozen, self._rows(subset))
-        if self.net.is_fused(states):
-            pairs = torch.cat([states.unsqueeze(2).expand(-1, -1, count, -1), actions], -1).flatten(1, 2)
-            weights, biases, _ = zip(*layers, strict=True)
-            q = mlp(_repeat(pairs, members), list(weights), list(biases), self.bf16)
-            return q.view(seeds, members, batch, count)
-        (weight, bias, norm), *rest = layers
-        state_part = torch.baddbmm(bias, _repeat(states, members), weight[:, : self.state_dim])
-        flat = _repeat(actions.reshape(seeds, batch * count, action_dim), members)
-        action_part = torch.bmm(flat, weight[:, self.state_dim :])
-        width = weight.shape[-1]
-        hidden = state_part.unsqueeze(2) + action_part.view(-1, batch, count, width)
-        if norm is not None:
-            hidden = normalised(hidden.view(-1, batch * count, width), norm)
-        # In place on the sum itself: through a view, autograd would copy it forward and back.
-        hidden = F.relu_(hidden).view(-1, batch * count, width)
-        return run_layers(hidden, rest, self.bf16).view(seeds, members, batch, count)
+        weights, biases, norms = self.net.layers(frozen)
+        return critic_mlp(states, actions, weights, biases, self.bf16, norms, subset)
 
     def values(self, states: Tensor, actions: Tensor, subset: Tensor | None = None) -> Tensor:
-        """`forward` without a gradient, fused on a CPU."""
-        with torch.no_grad():
-            if not self.net.is_fused(states):
-                return self.forward(states, actions, subset=subset)
-            weights, biases, _ = zip(*self.net.layers(rows=self._rows(subset)), strict=True)
-            return critic.critic_values(states, actions, list(weights), list(biases), self.bf16)
-
-    def _rows(self, subset: Tensor | None) -> Tensor | None:
-        """Members [S, K] of each seed's ensemble -> their numbers among all S * E networks, [S * K]."""
-        if subset is None:
-            return None
-        first = torch.arange(len(subset), device=subset.device).unsqueeze(1) * self.members
-        return (first + subset).flatten()
-
-
-def _repeat(x: Tensor, members: int) -> Tensor:
-    """[S, rows, c] -> [S * members, rows, c]"""
-    seeds, rows, channels = x.shape
-    return x.unsqueeze(1).expand(seeds, members, rows, channels).reshape(-1, rows, channels)
+        """`forward` without a gradient, [S, E, B, n]."""
+        weights, biases, norms = self.net.layers()
+        return critic_values(states, actions, weights, biases, self.bf16, norms, subset)

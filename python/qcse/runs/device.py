@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from qcse_ext import critic
+from qcse_ext.nets import critic
 
 from ..errors import ConfigError
 

@@ -13,7 +13,7 @@ import pytest
 import record_vcse
 import torch
 
-import qcse_ext.batch
+import qcse_ext.bonus
 from qcse.config import BonusConfig, bonus_preset, preset, validate
 from qcse.errors import ConfigError
 from qcse.learn.bonuses import qcse as conditioned
@@ -281,7 +281,7 @@ class TestFusedBatch:
         for reward, compute in ((fused, QConditionedEntropy.compute), (separate, Neighbours.compute)):
             monkeypatch.setattr(reward.bonus, "compute", functools.partial(compute, reward.bonus))
         monkeypatch.setattr(
-            conditioned, "batch_entropy", lambda *args: calls.append(args) or qcse_ext.batch.batch_entropy(*args)
+            conditioned, "batch_entropy", lambda *args: calls.append(args) or qcse_ext.bonus.batch_entropy(*args)
         )
         generator = torch.Generator().manual_seed(0)
         for turn in range(4):

@@ -20,7 +20,7 @@ from qcse.learn.agents import AGENTS
 from qcse.learn.agents.sac import SAC, Noise
 from qcse.learn.buffer import Batch
 from qcse.learn.streams import Streams
-from qcse_ext import critic
+from qcse_ext import registration
 
 jax = pytest.importorskip("jax")
 
@@ -137,7 +137,7 @@ def test_losses_gradients_and_updates_equal_ours(
 ) -> None:
     """The share of actions below Cal-QL's bound is none, some, and all but those of the unknown return."""
     if not fused:  # what runs on a GPU
-        monkeypatch.setattr(critic, "is_supported", lambda states: False)
+        monkeypatch.setattr(registration, "has_kernel", lambda name, x: False)
     config = configuration("cal_ql", "none", ARGS)
     for option, value in CASES[name].items():
         setattr(config.cql, option, value)

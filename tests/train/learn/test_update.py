@@ -20,7 +20,8 @@ from qcse.learn.buffer import ReplayBuffer
 from qcse.learn.update import UpdateStep
 from qcse.runs.device import resolve_device
 from qcse.runs.trainer import Trainer
-from qcse_ext import critic
+from qcse_ext import registration
+from qcse_ext.nets import critic
 
 
 def run(config: TrainConfig, out: Path, graphs: bool) -> Trainer:
@@ -75,7 +76,7 @@ def equal_runs(config: TrainConfig, tmp_path: Path) -> Trainer:
 
 @pytest.mark.parametrize("algo", list(AGENTS))
 def test_replayed_updates_equal_eager_ones(algo: str, hopper_data: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(critic, "is_supported", lambda states: False)  # the path of a GPU
+    monkeypatch.setattr(registration, "has_kernel", lambda name, x: False)  # the path of a GPU
     config = quick(algo, "Hopper-v5", dataset=hopper_data, offline_steps=14, online_steps=24, seeds=2)
     config.behaviour_cloning_steps, config.learning_starts, config.log_every = 5, 2, 4
     config.bonus.kind, config.bonus.k, config.bonus.decay = "qcse", 3, 0.05
@@ -88,7 +89,7 @@ def test_replayed_updates_equal_eager_ones(algo: str, hopper_data: Path, tmp_pat
 
 def test_a_gpus_path_copies_no_hidden_activations(monkeypatch) -> None:
     """A ReLU in place on a view makes autograd copy what it is a view of, forward and back."""
-    monkeypatch.setattr(critic, "is_supported", lambda states: False)
+    monkeypatch.setattr(registration, "has_kernel", lambda name, x: False)
     args = BenchArgs(batch_size=8, actions=2, policy_hidden=(16,), critic_hidden=(16, 16))
     step = our_step("cal_ql", "none", 2, args, torch.device("cpu"))
     step()

@@ -22,7 +22,7 @@ from qcse.learn.streams import NAMES, Streams
 from qcse.runs import checkpoint
 from qcse.runs.policy import StoredPolicy
 from qcse.runs.trainer import Trainer
-from qcse_ext import critic
+from qcse_ext import registration
 
 
 def test_time_limits_end_episodes_but_not_the_target(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ class NoHostCall(TorchFunctionMode):
 def test_the_update_reads_nothing_back(
     algo: str, references: str, hopper_data: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(critic, "is_supported", lambda states: False)  # the path of a GPU
+    monkeypatch.setattr(registration, "has_kernel", lambda name, x: False)  # the path of a GPU
     config = quick(algo, "Hopper-v5", dataset=hopper_data, offline_steps=0, online_steps=20, seeds=2)
     config.bonus.kind, config.bonus.k, config.bonus.references, config.cql.lagrange = "qcse", 3, references, True
     config.bonus.squash = "standardised_tanh"
@@ -313,7 +313,7 @@ def test_no_bonus_reads_anything_back(
     trainer = Trainer(config, tmp_path, quiet=True)
     trainer.run()
     monkeypatch.setattr(Trainer, "check_finite", lambda self, metrics: None)
-    monkeypatch.setattr(critic, "is_supported", lambda states: False)
+    monkeypatch.setattr(registration, "has_kernel", lambda name, x: False)
     with NoHostRead(), NoHostCall():
         trainer.update()
 

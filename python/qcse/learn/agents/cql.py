@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qcse_ext import critic
+from qcse_ext.nets.critic import conservative_loss
+from qcse_ext.nets.tanh_gaussian import tanh_gaussian
 
 from ...config.algorithms.cql import CqlOptions
 from ..buffer import Batch
-from ..nets import tanh_gaussian_sample
 from ..streams import Streams
 from .sac import SAC, Noise
 
@@ -56,8 +56,8 @@ class CQL(SAC):
         with torch.no_grad():
             next_mean, next_log_std = self.policy(batch.next_observations)
             target = self.bellman_target(batch, next_mean, next_log_std, noise, temperature)
-            current, current_log_prob = tanh_gaussian_sample(mean, log_std, noise["current"])
-            following, following_log_prob = tanh_gaussian_sample(next_mean, next_log_std, noise["next"])
+            current, current_log_prob = tanh_gaussian(mean, log_std, noise["current"])
+            following, following_log_prob = tanh_gaussian(next_mean, next_log_std, noise["next"])
             actions = torch.cat([batch.actions.unsqueeze(-2), noise["random"], following, current], dim=-2)
             # Minus the log-densities; that of a uniform action in [-1, 1]^A is A log 1/2.
             uniform = torch.full_like(current_log_prob, self.action_dim * math.log(2.0))
@@ -66,7 +66,11 @@ class CQL(SAC):
                 offsets = torch.zeros_like(offsets)
         multiplier = self.log_multiplier.exp().clamp(max=1e6) if cql.lagrange else torch.ones_like(self.log_multiplier)
         weight = cql.alpha * multiplier.detach()
-        loss, statistics = self.conservative_loss(batch, actions, target, offsets, weight, self.subset(noise))
+        weights, biases, norms = self.critics.net.layers()
+        loss, statistics = conservative_loss(
+            batch.observations, actions, weights, biases, target, offsets, self.bound(batch), weight, cql.temperature,
+            cql.clip_difference, not cql.importance_sampling, self.critics.bf16, norms, self.subset(noise),
+        )  # fmt: skip
         gap = statistics["gap"]
         multiplier_loss = torch.zeros_like(loss)
         metrics = {"q/target": target.mean(-1)}
@@ -89,49 +93,3 @@ class CQL(SAC):
     def bound(self, batch: Batch) -> Tensor:
         """Lower bound [S, B] of the policy actions' Q in the conservative term; CQL has none."""
         return torch.full_like(batch.rewards, -math.inf)
-
-    def conservative_loss(
-        self,
-        batch: Batch,
-        actions: Tensor,
-        target: Tensor,
-        offsets: Tensor,
-        weight: Tensor,
-        subset: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Bellman error plus weighted conservative gap: `qcse_ext.critic.conservative_loss`, which has the formula.
-
-        With a subset [S, K] of the E critics the sum over all gaps is estimated by E / K times the sum over theirs.
-        On a CPU the whole is fused; with a subset, layer norm, or elsewhere the same is written in torch, and autograd
-        differentiates it.
-        """
-        cql, bound, include_data = self.config.cql, self.bound(batch), not self.config.cql.importance_sampling
-        if subset is None and self.critics.net.is_fused(batch.observations):
-            weights, biases = list(self.critics.net.weights), list(self.critics.net.biases)
-            return critic.conservative_loss(
-                batch.observations, actions, weights, biases, target, offsets, bound, weight,
-                cql.temperature, cql.clip_difference, include_data, self.critics.bf16,
-            )  # fmt: skip
-        q = self.critics(batch.observations, actions, subset=subset)
-        data, uniform, policy = q.split([1, cql.actions, 2 * cql.actions], dim=-1)
-        bound = bound[:, None, :, None]
-        out_of_data = torch.cat([uniform, torch.maximum(policy, bound)], dim=-1) + offsets.unsqueeze(1)
-        if include_data:
-            out_of_data = torch.cat([out_of_data, data], dim=-1)
-        data = data.squeeze(-1)
-        difference = torch.logsumexp(out_of_data / cql.temperature, dim=-1) * cql.temperature - data
-        if cql.clip_difference is not None:
-            difference = difference.clamp(min=cql.clip_difference)
-        if subset is not None:
-            data = self.critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
-        error, gap = (data - target.unsqueeze(1)).square().mean(-1), difference.mean(-1)
-        statistics = {
-            "error": error,
-            "gap": gap,
-            "q_data": data.mean(-1),
-            "q_uniform": uniform.mean((-2, -1)),
-            "q_policy": policy.mean((-2, -1)),
-            "bound_share": (policy < bound).to(q.dtype).mean((-2, -1)),
-        }
-        loss = error.sum(-1) + weight * gap.mean(-1) * self.critics.members
-        return loss, {name: value.detach() for name, value in statistics.items()}

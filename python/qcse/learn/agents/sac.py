@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qcse_ext.nets.tanh_gaussian import tanh_gaussian
+
 from ...config.algorithms.base import Options
 from ..buffer import Batch, Episode, ReplayBuffer
 from ..nets import (
@@ -20,7 +22,6 @@ from ..nets import (
     GaussianPolicy,
     TanhGaussianPolicy,
     tanh_gaussian_log_prob,
-    tanh_gaussian_sample,
 )
 from ..reward import IntrinsicReward
 from ..streams import Streams
@@ -108,7 +109,7 @@ class SAC:
         metrics |= {"loss/critic": critic_loss.detach(), "policy/temperature": temperature}
         policy_loss = temperature_loss = torch.zeros_like(critic_loss)
         if turn:
-            actions, log_prob = tanh_gaussian_sample(mean, log_std, noise["policy"])
+            actions, log_prob = tanh_gaussian(mean, log_std, noise["policy"])
             policy_loss, log_prob = self.policy_loss(batch, mean, log_std, actions, log_prob.squeeze(-1), temperature)
             temperature_loss = -self.log_temperature * (log_prob.detach() + self.target_entropy).mean(-1)
             metrics |= {
@@ -183,7 +184,7 @@ class SAC:
 
         The noise 'backup' draws n actions a' per state; the one with the best min_e Q' is taken (n = 1: plain backup).
         """
-        actions, log_prob = tanh_gaussian_sample(next_mean, next_log_std, noise["backup"])
+        actions, log_prob = tanh_gaussian(next_mean, next_log_std, noise["backup"])
         values = self.targets.values(batch.next_observations, actions, self.subset(noise))
         value, best = values.amin(1).max(-1)
         if self.config.entropy_backup:

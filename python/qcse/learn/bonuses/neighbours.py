@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import qcse_ext
+from qcse_ext.bonus import knn_distinct
 
 from ...config.bonuses.neighbours import NeighbourOptions
 from ...errors import ConfigError
@@ -93,33 +94,14 @@ class Neighbours:
         if learn:
             self.observe(batch, values, finite)
 
-        # Sorted row numbers bring duplicates together and let each query find itself, without a host read.
-        rows = (torch.where(finite, rows, -1) if references is None else rows).contiguous()
-        ordered, order = rows.sort(dim=1)
-        first = order.gather(1, torch.searchsorted(ordered, rows))  # who stands for each one's transition
-        counts = first == torch.arange(rows.shape[1], device=self.device)
         features = self.features(batch.observations)
         scaled = self.scale_values(values, values, finite)
-        if references is None:
-            counts &= finite
-            self_index, reference_features, reference_values = first, features, scaled
-        else:
-            position = torch.searchsorted(ordered, batch.index.contiguous()).clamp_(max=rows.shape[1] - 1)
-            self_index = torch.where(ordered.gather(1, position) == batch.index, order.gather(1, position), -1)
-            candidates = self.buffer.gather(rows)
-            reference_features = self.features(candidates.observations)
-            reference_values = self.scale_values(self.values(candidates), values, finite)
-
-        # A row whose value is NaN is nobody's neighbour, and a query with one has no answer.
-        radius, count = qcse_ext.knn(
-            features,
-            torch.where(finite, scaled, torch.nan),
-            self.others,
-            reference_features,
-            torch.where(counts, reference_values, torch.nan),
-            self_index,
-        )
-        distinct = counts.sum(1, keepdim=True)
+        among = None
+        if references is not None:
+            candidates = self.buffer.gather(references)
+            candidate_values = self.scale_values(self.values(candidates), values, finite)
+            among = self.features(candidates.observations), candidate_values, references
+        radius, count, distinct = knn_distinct(features, scaled, batch.index, finite, self.others, among)
         covered = (count >= 0) & (distinct > self.others)
         if self.config.count_self:  # at distance 0 of itself: strictly closer unless the radius is 0
             count = count + (radius > 0)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcse_ext.batch import batch_entropy
+from qcse_ext.bonus import batch_entropy
 
 from ...config.bonuses.neighbours import ValueOptions
 from ..buffer import Batch, ReplayBuffer
@@ -66,12 +66,7 @@ class QConditionedEntropy(Neighbours):
         self, batch: Batch, eligible: Tensor, references: Tensor | None = None, learn: bool = True
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         moments = self.joint
-        if (
-            self.device.type != "cpu"
-            or moments is None
-            or references is not None
-            or batch.index.shape[1] <= self.others
-        ):
+        if moments is None or references is not None or batch.index.shape[1] <= self.others:
             return super().compute(batch, eligible, references, learn)
         entropy, covered, shares = batch_entropy(
             batch.observations, self.values(batch), batch.index, eligible, moments.mean, moments.variance,

@@ -1,18 +1,17 @@
-"""Reparameterised samples of a tanh-squashed Gaussian policy on the CPU, with their log-densities, in one pass."""
+"""Reparameterised samples of a tanh-squashed Gaussian policy with their log-densities."""
 
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from qcse_ext.ops import (  # loads the compiled module
-    once_differentiable,
-    refuse_forward_mode,
-    register_fake,
-    without_autograd,
-)
+from qcse_ext import registration
+from qcse_ext.arguments import expect, expect_float
+from qcse_ext.registration import once_differentiable, refuse_forward_mode, register_fake, without_autograd
 
-__all__ = ["tanh_gaussian"]
+__all__ = ["tanh_gaussian", "tanh_gaussian_in_torch"]
 
 
 def tanh_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,11 +20,14 @@ def tanh_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor,
         u = mean + exp(log_std) * noise,  action = tanh(u)
         log_prob = sum over A of  -noise^2 / 2 - log_std - log(2 pi) / 2 - log(1 - tanh(u)^2)
 
-    Gradients flow to mean and log_std, once, backward, and none to noise; a forward-mode or second derivative raises,
-    and so does a functorch transform of the gradient.
+    A kernel computes it in one pass where one is registered for the device, for float32 and float64 and at least one
+    action; :func:`tanh_gaussian_in_torch` everything else.
+
+    Gradients flow to mean and log_std, and none to noise. Through a kernel they do so once, backward: a second
+    derivative raises, and so does a functorch transform of the gradient. A forward-mode derivative raises everywhere.
 
     Args:
-        mean, log_std: ``[..., A]``, float32 or float64, on the CPU.
+        mean, log_std: ``[..., A]``.
         noise: standard normal numbers, ``[..., n, A]``.
 
     Returns:
@@ -39,11 +41,31 @@ def tanh_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor,
         arXiv 1812.05905, appendix C.
     """
     refuse_forward_mode("tanh_gaussian", mean, log_std, noise)
+    known = mean.dtype in (torch.float32, torch.float64) and noise.numel() > 0
+    if not (known and registration.has_kernel("tanh_gaussian", mean)):
+        return tanh_gaussian_in_torch(mean, log_std, noise)
     if torch.is_grad_enabled() and (mean.requires_grad or log_std.requires_grad):
         actions, log_prob = _TanhGaussian.apply(mean, log_std, noise)
     else:
         actions, log_prob = torch.ops.qcse.tanh_gaussian(mean, log_std, noise)
     return actions, log_prob
+
+
+def tanh_gaussian_in_torch(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`tanh_gaussian` in plain torch: its definition, for any device and floating-point dtype."""
+    expect_float("tanh_gaussian", "mean", mean, "[..., A]")
+    expect("tanh_gaussian", "log_std", log_std, mean.shape, ("mean", mean))
+    samples = noise.shape[-2] if noise.dim() > 1 else 0
+    expect("tanh_gaussian", "noise", noise, (*mean.shape[:-1], samples, mean.shape[-1]), ("mean", mean))
+    mean, log_std, noise = mean.unsqueeze(-2), log_std.unsqueeze(-2), noise.detach()
+    before = mean + log_std.exp() * noise
+    # log N(before) = -noise^2/2 - log_std - log(2 pi)/2, and log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)).
+    log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)
+    log_prob = log_prob - 2.0 * (math.log(2.0) - before - F.softplus(-2.0 * before))
+    return torch.tanh(before), log_prob.sum(-1)
+
+
+# --- The kernel's gradient and shapes ---------------------------------------------------------------------------------
 
 
 class _TanhGaussian(torch.autograd.Function):

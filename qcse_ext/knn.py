@@ -1,26 +1,16 @@
-"""Public functions of the operator, and what torch must know about it beyond its kernels.
+"""The search for neighbours and what is computed from it: the functions, and what torch must know beside the kernels.
 
-The schemas and kernels are registered by the compiled module. Here stand the shape rules for tracing, the rule for
-``torch.vmap``, the behaviour under autocast, and the statement that no gradient flows.
+The schemas and kernels are registered by the compiled module.
 """
 
-import functools
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
-from torch.autograd import forward_ad
 
-try:
-    from qcse_ext import _C
-except ImportError as error:  # pragma: no cover - needs a broken installation
-    raise ImportError(
-        f"the compiled module qcse_ext._C could not be loaded ({error}). Build it for this Python and torch "
-        f"{torch.__version__}: pip install --no-build-isolation . in the source tree"
-    ) from error
+from qcse_ext import _C
+from qcse_ext.registration import refuse_forward_mode, register_fake, without_autograd
 
 __all__ = ["build_info", "conditional_entropy", "entropy", "knn"]
 
@@ -156,113 +146,7 @@ def build_info() -> dict[str, Any]:
     return dict(_C.build_info())
 
 
-# --- Derivatives that are not offered ---------------------------------------------------------------------------------
-
-
-def _tensors(arguments: Any) -> Iterator[Tensor]:
-    for x in arguments:
-        if isinstance(x, Tensor):
-            yield x
-        elif isinstance(x, list | tuple):
-            yield from _tensors(x)
-
-
-def _has_tangent(x: Tensor) -> bool:
-    """At any level: a transform inside another does not see what the outer one's tensors carry."""
-    functorch: Any = torch._C._functorch
-    top = functorch.peek_interpreter_stack()
-    if (top is None or top.key() != functorch.TransformType.Vmap) and forward_ad.unpack_dual(x).tangent is not None:
-        return True
-    if top is None:
-        return False
-    inner = functorch.get_unwrapped(x) if functorch.maybe_get_level(x) == top.level() else x
-    with temporarily_pop_interpreter_stack():
-        return _has_tangent(inner)
-
-
-def refuse_forward_mode(name: str, *arguments: Any) -> None:
-    """Raise where a tensor, or one in a list, carries a forward-mode tangent: no operator would pass it on.
-
-    Raises:
-        RuntimeError: it does (``torch.func.jvp``, ``jacfwd``, ``torch.autograd.forward_ad``).
-    """
-    if forward_ad._current_level < 0:
-        return
-    if any(_has_tangent(x) for x in _tensors(arguments)):
-        raise RuntimeError(
-            f"qcse_ext.{name}: an input carries a forward-mode tangent, and forward-mode derivatives (jvp, jacfwd) are "
-            "not offered; use reverse mode where the function has a gradient, or detach() the input to have none"
-        )
-
-
-class _Once(torch.autograd.Function):
-    """Passes the first tensors, which are gradients, through; they can't be differentiated for any of the tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, name: str, grads: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.name = name
-        return tuple(grad.view_as(grad) for grad in tensors[:grads])
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            f"qcse_ext.{ctx.name}: its gradient was differentiated a second time (create_graph=True), and second "
-            "derivatives are not offered; detach() the gradient, or use torch's own layers there"
-        )
-
-
-def once_differentiable(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """For the ``backward`` of an autograd function: what it returns raises where it is differentiated again.
-
-    torch's decorator of this name treats the gradient as a constant where the incoming one is one, as in the penalty
-    ``grad(y.sum(), x, create_graph=True)``: a term would be missing in silence.
-    """
-
-    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(backward)
-        def wrapper(ctx: Any, *grads: Any) -> Any:
-            with torch.no_grad():
-                results = backward(ctx, *grads)
-            if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-                return results
-            made = [r.requires_grad_() for r in results if r is not None]
-            guarded = iter(_Once.apply(name, len(made), *made, *_tensors(grads), *_tensors(ctx.saved_tensors)))
-            return tuple(None if r is None else next(guarded) for r in results)
-
-        return wrapper
-
-    return decorate
-
-
 # --- Tracing: shapes and dtypes without data --------------------------------------------------------------------------
-
-
-def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """``torch.library.register_fake`` of an operator of ours, with a check that all tensors are on one device.
-
-    Where one tensor is on 'meta' torch calls this rule, whatever the others are on, and would take the uninitialised
-    memory that it makes for a result.
-    """
-    names = [argument.name for argument in getattr(torch.ops.qcse, name).default._schema.arguments]
-
-    def decorate(shapes: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(shapes)
-        def fake(*args: Any, **kwargs: Any) -> Any:
-            first: tuple[str, torch.device] | None = None
-            for argument, value in [*zip(names, args), *kwargs.items()]:
-                for x in _tensors([value]):
-                    first = first or (argument, x.device)
-                    if x.device != first[1]:
-                        raise RuntimeError(
-                            f"qcse::{name}: {argument} is on {x.device}, but {first[0]} on {first[1]}; expected all "
-                            "tensors on one device. Move them with .to(device)"
-                        )
-            return shapes(*args, **kwargs)
-
-        torch.library.register_fake(f"qcse::{name}", fake)
-        return shapes
-
-    return decorate
 
 
 def _result_dtype(states: Tensor) -> torch.dtype:
@@ -320,18 +204,6 @@ def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, i
 
 
 # --- No gradient, autocast --------------------------------------------------------------------------------------------
-
-_library = torch.library.Library("qcse", "IMPL")
-
-
-def without_autograd(*names: str) -> None:
-    """Tell autograd to look away from these operators: outputs do not require grad, whatever the inputs do.
-
-    (A kernel without any registration would return requires_grad=True and a gradient of None.)
-    """
-    for name in names:
-        _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-
 
 without_autograd("knn", "entropy")
 for _name in ("knn", "entropy"):
