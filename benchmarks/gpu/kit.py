@@ -92,7 +92,7 @@ def main() -> int:
     )
     subprocess.run([*pip, "wheel", "--no-deps", "-w", str(kit / "wheels"), *SOURCE_ONLY], check=True)
     record = (
-        "from qcse_ext import bench_data as b; [b.load(k, n) for k in ('hopper', 'halfcheetah') for n in (4096, 65536)]"
+        "from qcse_ext.bench import data as b; [b.load(k, n) for k in ('hopper', 'halfcheetah') for n in (4096, 65536)]"
     )
     environment = {**os.environ, "QCSE_CACHE": str(kit / "data")}
     subprocess.run([sys.executable, "-P", "-c", record], env=environment, check=True)

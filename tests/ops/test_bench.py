@@ -7,6 +7,7 @@ import math
 import pathlib
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -19,7 +20,8 @@ from torch import Tensor
 
 import qcse_ext
 from qcse_ext import _C, bench, build_info
-from qcse_ext.bench import Answer, Implementation, Judge
+from qcse_ext.bench import Answer, Implementation, Judge, Record, data, gpu, implementations, machine, output, timers
+from qcse_ext.bench.records import NotCaptured, Solver, plain
 
 
 def points(n: int, dim: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -85,7 +87,7 @@ def test_the_judge_looks_at_all_pairs_and_restores_the_path(monkeypatch: pytest.
     assert paths == ["all", "auto"] * 2
 
 
-def planted(states: Tensor, values: Tensor, k: int, of: str) -> bench.Solver:
+def planted(states: Tensor, values: Tensor, k: int, of: str) -> Solver:
     def run() -> Answer:
         radius, count = qcse_ext.knn(states, values, k)
         row = len(values) // 2
@@ -150,7 +152,7 @@ def test_lines_hold_records_that_say_of_which_commit(
     records = lines(capsys)
     shapes = [(r["n"], r["dim"], r["implementation"]) for r in records]
     assert shapes == [(n, dim, name) for n, dim in [(100, 3), (60, 17)] for name in ["qcse", "torch-naive"]]
-    assert all(set(r) == set(bench.Record.__dataclass_fields__) for r in records)
+    assert all(set(r) == set(Record.__dataclass_fields__) for r in records)
     assert {(r["timing"], r["cache"], r["commit"], r["recall"]) for r in records} == {
         ("eager", "warm", "abc-dirty", None)
     }
@@ -160,14 +162,14 @@ def test_lines_hold_records_that_say_of_which_commit(
 
 def test_json_is_there_before_the_last_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "records.json"
-    load = bench.bench_data.load
+    load = data.load
 
     def interrupted(kind: str, rows: int, dim: int | None = None) -> Any:
         if rows == 60:
             raise KeyboardInterrupt
         return load(kind, rows, dim)
 
-    monkeypatch.setattr(bench.bench_data, "load", interrupted)
+    monkeypatch.setattr(data, "load", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bench.main(["--sizes", "50x3", "60x3", "--runs", "1", "--json", str(path), "--implementations", "qcse"])
     assert [r["n"] for r in json.loads(path.read_text())["records"]] == [50]
@@ -176,26 +178,26 @@ def test_json_is_there_before_the_last_problem(monkeypatch: pytest.MonkeyPatch, 
 def test_a_line_is_json_whatever_the_error() -> None:
     (record,) = bench.measure("normal", *points(50), 3, ["qcse"], runs=1)
     record.max_rel_error = math.nan
-    assert json.loads(json.dumps(bench._plain(record), allow_nan=False))["max_rel_error"] is None
-    assert bench._plain(record) | {"max_rel_error": 0} == asdict(record) | {"max_rel_error": 0}
+    assert json.loads(json.dumps(plain(record), allow_nan=False))["max_rel_error"] is None
+    assert plain(record) | {"max_rel_error": 0} == asdict(record) | {"max_rel_error": 0}
 
 
 def test_commit_of_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     monkeypatch.delenv("QCSE_COMMIT", raising=False)
     file = tmp_path / "bench.py"
     file.write_text("1\n")
-    assert bench._commit(file) is None
+    assert machine.commit(file) is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     subprocess.run([*git, "init", "--quiet"], check=True)
-    assert bench._commit(file) is None  # a file that merely lies in somebody's checkout
+    assert machine.commit(file) is None  # a file that merely lies in somebody's checkout
     subprocess.run([*git, "add", "bench.py"], check=True)
     subprocess.run([*git, "commit", "--quiet", "--no-gpg-sign", "-m", "a"], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert bench._commit(file) == head
+    assert machine.commit(file) == head
     file.write_text("2\n")
-    assert bench._commit(file) == head + "-dirty"
+    assert machine.commit(file) == head + "-dirty"
     monkeypatch.setenv("QCSE_COMMIT", "abc")
-    assert bench._commit(file) == "abc"
+    assert machine.commit(file) == "abc"
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,7 @@ def test_budget(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert "left out, the budget of 0 s is spent: normal 50 x 3" in told and "60 x 3" in told and "{" not in told
 
     clock = iter(range(1000))  # each look takes a second: begin, first problem, its dtype, qcse, torch-naive, runs
-    monkeypatch.setattr(bench.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     assert bench.main([*arguments, "--budget", "4"]) == 0
     told = capsys.readouterr().out
     (record,) = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
@@ -232,7 +234,7 @@ def test_budget(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 def test_a_failing_implementation_is_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def build(states: Tensor, values: Tensor, k: int) -> bench.Solver:
+    def build(states: Tensor, values: Tensor, k: int) -> Solver:
         def run() -> Answer:
             raise ZeroDivisionError("of another\npackage")
 
@@ -283,7 +285,7 @@ class PlayedGpu:
         self.graphs: list[PlayedGraph] = []
         self.calls: list[int] = []
 
-    def first(self, work: bench.Solver) -> tuple[Answer, float]:
+    def first(self, work: Solver) -> tuple[Answer, float]:
         return work(), 1.5
 
     def elapsed(self, work: Callable[[], object]) -> float:
@@ -309,7 +311,7 @@ class PlayedGpu:
 MODES = [("eager", "warm"), ("eager", "cold"), ("graph", "warm"), ("graph", "cold")]
 
 
-def played(gpu: PlayedGpu, names: list[str], n: int = 300, **options: Any) -> tuple[list[bench.Record], list[str]]:
+def played(gpu: PlayedGpu, names: list[str], n: int = 300, **options: Any) -> tuple[list[Record], list[str]]:
     told: list[str] = []
     records = list(bench.measure("normal", *points(n), 5, names, 3, tell=told.append, gpu=gpu, **options))
     return records, told
@@ -327,7 +329,7 @@ def test_every_mode_has_its_record() -> None:
         assert record.median_ms == pytest.approx(0.1 if record.timing == "eager" else 0.1 / 20)
         assert record.exact == (record.implementation == "qcse") and record.max_rel_error < 1e-3
     assert gpu.calls == [20] * 4 and all(graph.closed for graph in gpu.graphs)
-    table = bench.table(records)
+    table = output.table(records)
     assert all(f"| {timing}, {cache} |" in table for timing, cache in MODES)
     before_timing = [a for a, b in zip(gpu.log, gpu.log[1:]) if b == "elapsed"]
     assert before_timing.count("flush") == gpu.log.count("flush") == 2 * 2 * 3
@@ -351,7 +353,7 @@ def test_slow_calls_are_fewer(call_ms: float, calls: int) -> None:
 def test_cold_calls_have_inputs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs: list[tuple[int, int]] = []
 
-    def build(states: Tensor, values: Tensor, k: int) -> bench.Solver:
+    def build(states: Tensor, values: Tensor, k: int) -> Solver:
         def run() -> Answer:
             inputs.append((states.data_ptr(), values.data_ptr()))
             return Answer(*qcse_ext.knn(states, values, k))
@@ -367,7 +369,7 @@ def test_cold_calls_have_inputs_of_their_own(monkeypatch: pytest.MonkeyPatch) ->
     assert len(set(inputs)) == len({a for a, _ in inputs}) == 21
     inputs.clear()
     states, values = points(300)
-    monkeypatch.setattr(bench, "COPIES", 3 * (states.nbytes + values.nbytes) + 1)
+    monkeypatch.setattr(timers, "COPIES", 3 * (states.nbytes + values.nbytes) + 1)
     gpu = PlayedGpu()
     played(gpu, ["qcse"], modes=[("graph", "cold")])
     assert gpu.calls == [3]
@@ -383,7 +385,7 @@ def test_a_graph_that_computes_nothing_is_not_exact() -> None:
 def test_one_wrong_call_of_a_graph_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     made = 0
 
-    def build(states: Tensor, values: Tensor, k: int) -> bench.Solver:
+    def build(states: Tensor, values: Tensor, k: int) -> Solver:
         nonlocal made
         made += 1
         return planted(states, values, k, "count") if made == 8 else lambda: Answer(*qcse_ext.knn(states, values, k))
@@ -394,7 +396,7 @@ def test_one_wrong_call_of_a_graph_is_noticed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_recall_comes_from_the_indices(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(states: Tensor, values: Tensor, k: int) -> bench.Solver:
+    def build(states: Tensor, values: Tensor, k: int) -> Solver:
         def run() -> Answer:
             squared, indices = (torch.cdist(states, states) ** 2).topk(k + 1, largest=False)
             indices[:, 2] = 0  # one neighbour is missed, but for those of which row 0 is one
@@ -415,21 +417,21 @@ def test_flashlib_is_asked_for_one_more(monkeypatch: pytest.MonkeyPatch) -> None
         squared, indices = ((x[:, None] - c) ** 2).sum(-1).topk(k, largest=False)
         return squared.roll(1, dims=-1), indices.roll(1, dims=-1).to(torch.int32)  # its order is not promised
 
-    monkeypatch.setattr(bench, "_module", lambda name, package: types.SimpleNamespace(flash_knn=flash_knn))
+    monkeypatch.setattr(implementations, "module", lambda name, package: types.SimpleNamespace(flash_knn=flash_knn))
     records, told = played(PlayedGpu(), ["flashlib"], modes=MODES)
     assert not told and [(r.metric, r.recall) for r in records] == [("states", 1.0)] * 4
     assert all(r.max_rel_error < 1e-5 for r in records)
 
 
 def test_what_cannot_be_captured_is_left_out_of_graphs_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(states: Tensor, values: Tensor, k: int) -> bench.Solver:
+    def build(states: Tensor, values: Tensor, k: int) -> Solver:
         return lambda: Answer(*qcse_ext.knn(states, values, k))
 
     monkeypatch.setitem(bench.IMPLEMENTATIONS, "keops", Implementation(build, "joint", ("cuda",), 2, capturable=False))
 
     class Refusing(PlayedGpu):
         def capture(self, work: Callable[[], Any]) -> PlayedGraph:
-            raise bench.NotCaptured("operation not permitted")
+            raise NotCaptured("operation not permitted")
 
     records, told = played(PlayedGpu(), ["keops", "qcse"], modes=MODES)
     assert [r.implementation for r in records if r.timing == "graph"] == ["qcse", "qcse"]
@@ -491,15 +493,15 @@ def test_a_failed_capture_leaves_torch_usable(where: str, monkeypatch: pytest.Mo
     for name in ("end", "release"):
         called = {"end": "_cuda_endAllocateToPool", "release": "_cuda_releasePool"}[name]
         monkeypatch.setattr(torch._C, called, lambda device, pool, name=name: log.append((name, pool)), raising=False)
-    gpu = object.__new__(bench._Cuda)
-    gpu._side = "the side stream"  # type: ignore[assignment]
-    with pytest.raises(bench.NotCaptured) as caught:
-        gpu.capture(work)
+    cuda = object.__new__(gpu.Cuda)
+    cuda._side = "the side stream"  # type: ignore[assignment]
+    with pytest.raises(NotCaptured) as caught:
+        cuda.capture(work)
     assert str(caught.value) == ("RuntimeError: capture invalidated" if where == "end" else "ValueError: in the call")
     assert gc.isenabled()
     ended = [("current", "the stream of before"), ("end", (0, 7)), ("release", (0, 7))]
     assert log == ([] if where == "work" else ended) + ["reset"]
-    assert (gpu._side == "the side stream") == (where == "work")
+    assert (cuda._side == "the side stream") == (where == "work")
 
 
 # --- Memory and the hot loop ------------------------------------------------------------------------------------------
@@ -507,7 +509,7 @@ def test_a_failed_capture_leaves_torch_usable(where: str, monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_peak_memory_sees_what_comes_and_goes() -> None:
-    memory = bench._Memory()
+    memory = timers.Memory()
     block = bytearray(200_000_000)
     block[::4096] = b"x" * len(block[::4096])
     del block
