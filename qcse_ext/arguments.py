@@ -16,7 +16,7 @@ def expect(
     like: tuple[str, Tensor],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Raise where an argument does not have a shape, a dtype and a device.
+    """Raise where an argument, ``[...]``, does not have a shape, a dtype and a device.
 
     Args:
         function: whose argument it is.

@@ -15,7 +15,7 @@ __all__ = ["has_kernel", "once_differentiable", "refuse_forward_mode", "register
 
 
 def has_kernel(name: str, x: Tensor) -> bool:
-    """Whether torch's dispatcher has a kernel of ``qcse::name`` for the device of x.
+    """Whether torch's dispatcher has a kernel of ``qcse::name`` for the device of x, ``[...]``.
 
     This is what makes a fused operator's function take the kernel; where there is none, or where the kernel does not
     take the arguments, the function computes the operator's definition, plain torch that autograd differentiates. A

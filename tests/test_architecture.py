@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python" / "qcse"
 LONGEST = 600  # lines of a file
-LONGEST_FUNCTION = 60  # with its docstring
+LONGEST_FUNCTION = 60  # without its docstring
 NOT_OURS = ("_C", "_get_obs")  # the compiled module; what MuJoCo's environments call their observation
 
 # From the ground up: what stands in a row imports from its own place and from the rows before, never from later ones.
@@ -107,19 +107,25 @@ def test_files_are_short() -> None:
     assert not long, "\n".join(long)
 
 
+def lines_of_code(function: ast.FunctionDef) -> int:
+    docstring = function.body[0] if ast.get_docstring(function) else None
+    told = (docstring.end_lineno or 0) - docstring.lineno + 1 if docstring else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - told
+
+
 def test_functions_are_short() -> None:
     long = []
     for folder in (PACKAGE, ROOT / "qcse_ext", ROOT / "benchmarks", ROOT / "examples"):
         for path in folder.rglob("*.py"):
             for node in ast.walk(parsed(path)):
-                if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION:
+                if isinstance(node, ast.FunctionDef) and lines_of_code(node) > LONGEST_FUNCTION:
                     long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
     assert not long, "\n".join(long)
 
 
 def test_tensor_functions_give_shapes() -> None:
-    """Each public function of tensors says in brackets what shapes it takes; a method may leave that to the one that it
-    overrides."""
+    """Each public function of tensors says in brackets what shapes it takes, or names the one whose they are; a method
+    may leave that to the one that it overrides."""
     told, untold = set(), []
     for folder in (PACKAGE, ROOT / "qcse_ext"):
         for path in folder.rglob("*.py"):
@@ -132,7 +138,8 @@ def test_tensor_functions_give_shapes() -> None:
                     signature = ast.unparse(node.args) + (ast.unparse(node.returns) if node.returns else "")
                     if "Tensor" not in signature or node.name in ("state_dict", "load_state_dict"):
                         continue
-                    if "[" in (ast.get_docstring(node) or ""):
+                    docstring = ast.get_docstring(node) or ""
+                    if "[" in docstring or ":func:" in docstring:
                         told.add(node.name)
                     else:
                         untold.append((node.name, f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"))

@@ -33,7 +33,7 @@ class Judge:
         self._near: tuple[Tensor, Tensor] | None = None  # points and how far the k nearest may be, for the recall
 
     def exact(self, metric: str) -> tuple[Tensor, Tensor]:
-        """Radius and count of the judged rows; for the metric "states" with values of 0."""
+        """Radius and count of the judged rows, ``[rows]`` each; for the metric "states" with values of 0."""
         if metric not in self._exact:
             values = self._values if metric == "joint" else torch.zeros_like(self._values)
             self._exact[metric] = self._solve(self._states, values)

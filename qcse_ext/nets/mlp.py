@@ -60,7 +60,8 @@ def mlp(
 
 
 def kernel_takes(operator: str, weights: list[Tensor], norms: Sequence[Norm], *inputs: Tensor) -> bool:
-    """Whether there is a kernel of this operator on networks that takes such layers and inputs."""
+    """Whether there is a kernel of this operator on networks that takes such layers, ``[M, inputs, outputs]`` each, and
+    inputs, ``[...]``."""
     return (
         not norms
         and 2 <= len(weights) <= MAX_LAYERS
@@ -118,7 +119,7 @@ def check_layers(
     bf16: bool,
     norms: Sequence[Norm],
 ) -> None:
-    """Raise a RuntimeError that names what does not fit: networks of layers, the first of which has `inputs`."""
+    """Raise a RuntimeError that names what does not fit: layers ``[M, inputs, outputs]``, the first of `inputs`."""
     name, x = like
     if len(weights) < 1 or len(biases) != len(weights) or len(norms) not in (0, len(weights) - 1):
         raise RuntimeError(
