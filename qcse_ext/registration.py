@@ -25,14 +25,23 @@ def has_kernel(name: str, x: Tensor) -> bool:
     It looks at no tensor's data. To have the definitions on a CPU as well, as the tests do, replace this function by
     one that returns False.
     """
-    return _is_registered(f"qcse::{name}", x.device.type)
+    return _is_registered(name, x.device.type)
 
 
-def _is_registered(operator: str, device: str) -> bool:
+# What the dispatcher was found to have: to ask it at each call would cost a small network a fifth of its time.
+_registered: set[tuple[str, str]] = set()
+
+
+def _is_registered(name: str, device: str) -> bool:
+    if (name, device) in _registered:
+        return True
     # Not composite kernels, by which the dispatcher would choose by itself: torch.compile takes those apart even where
     # there is a kernel for the device, and none is chosen by a dtype, a shape or the number of layers.
-    key = torch._C._dispatch_key_for_device(device)
-    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
+    key = getattr(torch._C.DispatchKey, torch._C._dispatch_key_for_device(device))
+    found = torch._C._dispatch_has_kernel_for_dispatch_key(f"qcse::{name}", key)
+    if found:
+        _registered.add((name, device))
+    return found
 
 
 # A constant for torch.compile. torch.compiler.assume_constant_result does this too, but imports the whole compiler.

@@ -61,7 +61,10 @@ def mlp(
 
 def kernel_takes(operator: str, weights: list[Tensor], norms: Sequence[Norm], *inputs: Tensor) -> bool:
     """Whether there is a kernel of this operator on networks that takes such layers, ``[M, inputs, outputs]`` each, and
-    inputs, ``[...]``."""
+    inputs, ``[...]``.
+
+    What the CPU's kernels take; one for another device has to take the same.
+    """
     return (
         not norms
         and 2 <= len(weights) <= MAX_LAYERS

@@ -65,9 +65,12 @@ class BatchedMLP(nn.Module):
 
         `frozen`: detached, so that gradient flows to the input only.
         """
-        parts = (self.weights, self.biases, self.norm_scales, self.norm_shifts)
-        weights, biases, scales, shifts = ([p.detach() if frozen else p for p in part] for part in parts)
-        return weights, biases, list(zip(scales, shifts, strict=True))
+
+        def take(parameters: nn.ParameterList) -> list[Tensor]:
+            return [p.detach() for p in parameters] if frozen else list(parameters)
+
+        norms = list(zip(take(self.norm_scales), take(self.norm_shifts), strict=True))
+        return take(self.weights), take(self.biases), norms
 
     def forward(self, x: Tensor) -> Tensor:
         """[M, rows, in] -> [M, rows, out]."""
