@@ -8,7 +8,7 @@ from qcse_ext.arguments import expect, expect_float
 from qcse_ext.knn import knn
 from qcse_ext.registration import refuse_forward_mode, register_fake, without_autograd
 
-__all__ = ["batch_entropy", "batch_entropy_in_torch", "knn_distinct"]
+__all__ = ["batch_entropy", "batch_entropy_in_torch", "knn_distinct", "move_moments"]
 
 MAX_NEIGHBOURS = 128  # csrc/knn/knn.h
 LARGEST = {torch.float32: 1e18, torch.float64: 1e140}  # as in csrc/bonus/batch_entropy.h
@@ -102,7 +102,7 @@ def batch_entropy_in_torch(
     usable = eligible & states.isfinite().all(-1) & values.isfinite()
     if learn:
         points = torch.cat([states, values.unsqueeze(-1)], dim=-1)
-        _move_moments(mean, variance, batches, points, usable, horizon)
+        move_moments(mean, variance, batches, points, usable, horizon)
     if rows <= k:
         covered = torch.zeros_like(eligible)
         return torch.zeros_like(values), covered, values.new_zeros(3, seeds)
@@ -173,17 +173,32 @@ def knn_distinct(
     return radius, count, counts.sum(1, keepdim=True)
 
 
-def _move_moments(
+def move_moments(
     mean: Tensor, variance: Tensor, batches: Tensor, points: Tensor, usable: Tensor, horizon: float
 ) -> None:
-    """One batch's turn at the running moments, in place; points [S, N, D + 1]."""
-    usable = usable & (points.abs() <= LARGEST[points.dtype]).all(-1)
+    """One batch's turn at running moments, in place: by ``1 / min(batches, horizon)`` of the way to its own.
+
+    A row with a number that is not finite or beyond 1e18 (float64: 1e140) moves none, and a batch without a row that
+    does changes nothing. No gradient flows, and nothing is read back to the host.
+
+    Args:
+        mean, variance: ``[S, C]``, or ``[S]``.
+        batches: ``[S]``, batches that had a row so far.
+        points: ``[S, N, C]``, or ``[S, N]``, float32 or float64.
+        usable: ``[S, N]`` bool; the other rows do not count.
+        horizon: batches, at least 1.
+    """
+    moderate = points.abs() <= LARGEST[points.dtype]  # NaN is not
+    channels = points.dim() == 3
+    usable = usable & (moderate.all(-1) if channels else moderate)
     rows = usable.sum(1)
     some = rows > 0
     batches += some
-    rate = (some / batches.clamp(1.0, horizon)).unsqueeze(1)
-    weight = (usable.to(points.dtype) / rows.clamp(min=1).unsqueeze(1)).unsqueeze(-1)
-    points = torch.where(usable.unsqueeze(-1), points, 0.0)  # what does not count need not be finite
+    rate = (some / batches.clamp(1.0, horizon)).view(-1, *[1] * (points.dim() - 2))
+    weight = usable.to(points.dtype) / rows.clamp(min=1).unsqueeze(1)
+    if channels:
+        usable, weight = usable.unsqueeze(-1), weight.unsqueeze(-1)
+    points = torch.where(usable, points, 0.0)  # what does not count need not be finite
     batch_mean = (weight * points).sum(1)
     batch_variance = (weight * (points - batch_mean.unsqueeze(1)).square_()).sum(1)
     # Two groups together: the variances within them, and what their means are apart. The first batch replaces the

@@ -18,7 +18,7 @@ from qcse.learn.buffer import Batch
 from qcse.learn.nets import tanh_gaussian_log_prob
 from qcse.learn.streams import Streams
 from qcse_ext import registration
-from qcse_ext.nets.tanh_gaussian import tanh_gaussian as tanh_gaussian_sample
+from qcse_ext.nets.tanh_gaussian import tanh_gaussian
 
 VECTORS = json.loads((Path(__file__).parent / "corl_vectors.json").read_text())["cases"]
 RELATIVE = 1e-6
@@ -141,7 +141,7 @@ def test_log_densities_equal_torch_distributions() -> None:
     # Small enough that tanh stays clear of 1, where torch's density, which inverts it, loses its digits.
     mean, log_std = (0.3 * torch.randn(2, 7, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     noise = torch.randn(2, 7, 5, 3, generator=generator, dtype=torch.float64)
-    actions, log_prob = tanh_gaussian_sample(mean, log_std, noise)
+    actions, log_prob = tanh_gaussian(mean, log_std, noise)
     base = torch.distributions.Normal(mean.unsqueeze(-2), log_std.exp().unsqueeze(-2))
     law = torch.distributions.TransformedDistribution(base, torch.distributions.TanhTransform())
     assert torch.allclose(log_prob, law.log_prob(actions).sum(-1), rtol=1e-6, atol=1e-6)

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-LARGEST = 1e18  # its square, and sums of a few of those, do not overflow float32; csrc/bonus/batch_entropy.h has it too
+from qcse_ext.bonus import move_moments
 
 
 class RunningMoments:
@@ -32,23 +32,7 @@ class RunningMoments:
 
     def update(self, x: Tensor, valid: Tensor) -> None:
         """x [S, N, C] (or [S, N] where the shape is [S]); valid [S, N] bool."""
-        moderate = x.abs() <= LARGEST  # NaN is not
-        valid = valid & (moderate.all(-1) if x.dim() == 3 else moderate)
-        rows = valid.sum(1)
-        some = rows > 0
-        self.batches += some
-        rate = (some / self.batches.clamp(1.0, self.horizon)).view(-1, *[1] * (x.dim() - 2))
-        weight = valid / rows.clamp(min=1).unsqueeze(1)
-        if x.dim() == 3:
-            valid, weight = valid.unsqueeze(-1), weight.unsqueeze(-1)
-        x = torch.where(valid, x, 0.0)  # what does not count need not be finite
-        mean = (weight * x).sum(1)
-        variance = (weight * (x - mean.unsqueeze(1)).square_()).sum(1)
-        # Mixture of two groups: within-group variances plus the spread between their means. The first batch
-        # replaces the initial values entirely (rate 1).
-        # In place: a captured graph goes on with the tensors that it knows.
-        self.variance.lerp_(torch.addcmul(variance, 1.0 - rate, (mean - self.mean).square_()), rate)
-        self.mean.lerp_(mean, rate)
+        move_moments(self.mean, self.variance, self.batches, x, valid, float(self.horizon))
 
     def standardise(self, x: Tensor) -> Tensor:
         """(x - mean) / spread, for x [S, N, C] or [S, N]; a channel that hardly varies is only centred."""
