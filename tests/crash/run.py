@@ -77,7 +77,8 @@ def results(out: Path) -> dict[str, Any]:
     assert state is not None
     for number in range(*state["buffer"]["segments"]):
         found[f"segment {number}"] = flat(checkpoint.load(out / "buffer" / f"{number:06d}.pt")["columns"])
-    for name in ("agent", "reward", "buffer", "streams", "environments", "episodes", "step"):
+    parts = ("agent", "reward", "buffer", "streams", "environments", "episodes", "metrics", "observation_scale", "step")
+    for name in parts:
         found[name] = flat(state[name])
     return found
 
