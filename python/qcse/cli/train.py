@@ -8,10 +8,11 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from ..config import TrainConfig, from_dict, has_preset, preset, to_dict, validate
+from ..config import TrainConfig, derived, from_dict, has_preset, preset, to_dict, validate
 from ..config.commands import TrustEnvSpec
 from ..data.tasks import DatasetTask, find_task
 from ..envs import trust
@@ -26,8 +27,15 @@ class TrainArgs(TrainConfig):
     preset, and of the bonus: give --algo, --env and --bonus together with --help to see them."""
 
     resume: Path | None = None
-    """Continue the run in this folder, with its stored options."""
+    """Continue the run in this folder, with its stored options. More online_steps than it was started with extend it,
+    also where it is complete."""
+    go_on: Annotated[bool, tyro.conf.arg(name="continue"), tyro.conf.FlagCreatePairsOff] = False
+    """Start the run, resume it where its folder holds it already, or do nothing where it is complete: one command for a
+    job that may be started again."""
     trust_env_spec: TrustEnvSpec = False
+
+
+ONLY_HERE = ("resume", "go_on", "trust_env_spec")  # what is no option of a run
 
 
 def train(argv: list[str]) -> int:
@@ -35,46 +43,73 @@ def train(argv: list[str]) -> int:
     end_with_parent()
     known = _peek(argv)
     trust.from_command_line(known.trust, known.env)
+    config, resume = _configuration(argv, known), known.resume
+    if known.go_on and resume is None:
+        from ..runs.folder import folder_of
+
+        resume = out if ((out := folder_of(config)) / "config.json").is_file() else None
+        if resume is not None:
+            known.resume = resume
+            config = _configuration(argv, known)
+    if config.task is not None and config.dataset == (task := find_task(config.task)).path:
+        from ..data.download import task_file
+
+        task_file(task)
+    return _run(config, resume)
+
+
+def configuration(argv: list[str]) -> TrainConfig:
+    """The options of the run that `qcse train` with these words would start."""
+    return _configuration(argv, _peek(argv))
+
+
+def _configuration(argv: list[str], known: argparse.Namespace) -> TrainConfig:
     task = None if known.task is None else find_task(known.task)
-    if known.resume is None:
-        defaults = _defaults(known, task)
-    else:
+    if known.resume is not None:
         from ..runs.folder import stored_config
 
         defaults = stored_config(known.resume)
         trust.check_run(known.resume, defaults.env)
+    elif known.init_from is not None:
+        from ..runs.pretrained import run_of, source_config
+
+        defaults = source_config(known.init_from)
+        trust.check_run(run_of(known.init_from), defaults.env)
+        defaults = derived(defaults, known.algo, known.bonus)
+    else:
+        defaults = _defaults(known, task)
     values = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(TrainConfig)}
     parsed = tyro.cli(TrainArgs, args=argv, prog="qcse train", default=TrainArgs(**values))
-    asked = {name: value for name, value in to_dict(parsed).items() if name not in ("resume", "trust_env_spec")}
-    config = from_dict(asked)
+    config = from_dict({name: value for name, value in to_dict(parsed).items() if name not in ONLY_HERE})
+    if config.init_from is not None:  # the same folder wherever the run is resumed
+        config.init_from = config.init_from.absolute()
     validate(config)
-    if task is not None and config.dataset == task.path:
-        from ..data.download import task_file
-
-        task_file(task)
-    return _run(config, parsed.resume)
+    return config
 
 
 def _peek(argv: list[str]) -> argparse.Namespace:
     """The options that decide which defaults the others have."""
     parser = argparse.ArgumentParser(prog="qcse train", add_help=False, allow_abbrev=False)
-    parser.add_argument("--algo", default="cal_ql")
+    parser.add_argument("--algo")
     parser.add_argument("--env")
     parser.add_argument("--task")
     parser.add_argument("--preset")
     parser.add_argument("--dataset", default="")
-    parser.add_argument("--bonus", default="none")
+    parser.add_argument("--bonus")
     parser.add_argument("--resume", type=Path)
+    parser.add_argument("--init-from", type=Path)
+    parser.add_argument("--continue", action="store_true", dest="go_on")
     parser.add_argument(trust.SWITCH, action="store_true", dest="trust")
     return parser.parse_known_args(argv)[0]
 
 
 def _defaults(known: argparse.Namespace, task: DatasetTask | None) -> TrainConfig:
     """Of a new run."""
-    of_task = task is not None and not known.env and has_preset(known.algo, task.env_id, task.preset)
+    algo, bonus = known.algo or TrainConfig.algo, known.bonus or "none"
+    of_task = task is not None and not known.env and has_preset(algo, task.env_id, task.preset)
     kind = known.preset or (task.preset if task is not None and of_task else "default")
     env = known.env or (task.env_id if task else _environment_of(known.dataset) or "Hopper-v5")
-    defaults = preset(known.algo, env, kind, known.bonus)
+    defaults = preset(algo, env, kind, bonus)
     if task is not None:
         defaults.task, defaults.dataset = task.name, task.path
     return defaults

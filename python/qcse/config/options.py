@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -32,7 +33,8 @@ class TrainConfig(_Options):
     algo: Annotated[Algo, tyro.conf.arg(help=HELP)] = "cal_ql"
 
 
-ADDED = {"action_units": "auto"}  # options that run folders of earlier versions lack, and what they meant
+# Options that run folders of earlier versions lack, and what they meant.
+ADDED = {"action_units": "auto", "init_from": None, "fresh_optimizers": False, "keep_checkpoints": "none"}
 
 
 def from_dict(data: object, source: str = "") -> TrainConfig:
@@ -60,17 +62,32 @@ def read_config(path: Path) -> TrainConfig:
     return from_dict(read_json(path), str(path))
 
 
-def differences(stored: TrainConfig, asked: TrainConfig) -> list[tuple[str, object, object]]:
-    """(option, stored value, asked value) for every option in which two configurations differ."""
+def flat(config: TrainConfig) -> dict[str, object]:
+    """Option -> its value as JSON has it, groups written out: "bonus.k"."""
 
-    def flat(data: dict[str, Any], prefix: str = "") -> dict[str, object]:
-        out: dict[str, object] = {}
+    def entries(data: dict[str, Any], prefix: str) -> Iterator[tuple[str, object]]:
         for name, value in data.items():
             if isinstance(value, dict):
-                out.update(flat(value, f"{prefix}{name}."))
+                yield from entries(value, f"{prefix}{name}.")
             else:
-                out[prefix + name] = value
-        return out
+                yield prefix + name, value
 
-    a, b = flat(to_dict(stored)), flat(to_dict(asked))
+    return dict(entries(to_dict(config), ""))
+
+
+def from_flat(options: Mapping[str, object]) -> TrainConfig:
+    """The inverse of `flat`; raises as `from_dict` does."""
+    data: dict[str, Any] = {}
+    for name, value in options.items():
+        group = data
+        *parents, last = name.split(".")
+        for parent in parents:
+            group = group.setdefault(parent, {})
+        group[last] = value
+    return from_dict(data)
+
+
+def differences(stored: TrainConfig, asked: TrainConfig) -> list[tuple[str, object, object]]:
+    """(option, stored value, asked value) for every option in which two configurations differ."""
+    a, b = flat(stored), flat(asked)
     return [(name, a[name], b[name]) for name in a if a[name] != b[name]]

@@ -27,7 +27,12 @@ def validate(config: TrainConfig) -> None:
     critics, subset = config.net.critics, config.critic_subset
     if subset is not None and subset > critics:
         raise ConfigError(f"critic_subset: got {subset}, expected at most net.critics, {critics}")
-    if (config.offline_steps > 0 or ALGORITHMS[config.algo].needs_data) and config.dataset is None:
+    if config.init_from is None and config.fresh_optimizers:
+        raise ConfigError("fresh_optimizers: got true without init_from, where they are fresh; leave it out")
+    if config.init_from is not None and config.online_steps == 0:
+        raise ConfigError("online_steps: got 0 with init_from, so there is nothing to do; expected 1 or more")
+    to_pretrain = config.offline_steps > 0 and config.init_from is None
+    if (to_pretrain or ALGORITHMS[config.algo].needs_data) and config.dataset is None:
         raise ConfigError(
             f"dataset: got none, but algo {config.algo} with {config.offline_steps} offline steps learns from one; "
             "pass --dataset FILE (HDF5 in D4RL's layout; `qcse collect` makes one), or --algo sac --offline-steps 0"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 NAMES = ("initialisation", "sampling", "update", "exploration", "environment")
+ONLINE = 1  # a further word of the seeds of streams that begin with the online phase
 
 
 class Streams:
@@ -20,9 +21,10 @@ class Streams:
     Args:
         seeds: the S seeds, non-negative integers.
         device: where the numbers are drawn and live.
+        anew: those of the seeds whose numbers are others than those of a run that begins with its offline phase.
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu", anew: Collection[int] = ()) -> None:
         self.seeds = list(seeds)
         self.device = torch.device(device)
         self._generators: dict[str, list[torch.Generator]] = {}
@@ -30,7 +32,7 @@ class Streams:
             # The environment's stream is only asked for host-side integers.
             where = "cpu" if name == "environment" else self.device
             self._generators[name] = [
-                torch.Generator(where).manual_seed(_stream_seed(seed, name_id)) for seed in self.seeds
+                torch.Generator(where).manual_seed(_stream_seed(seed, name_id, seed in anew)) for seed in self.seeds
             ]
 
     def __len__(self) -> int:
@@ -70,8 +72,22 @@ class Streams:
             for generator, value in zip(generators, state[name], strict=True):
                 generator.set_state(value.cpu())
 
+    def go_on(self, state: Mapping[str, Sequence[Tensor]], rows: Mapping[int, int]) -> None:
+        """Let some seeds' streams go on where those of another run were, but for 'initialisation', which has drawn
+        what this run has.
 
-def _stream_seed(seed: int, name_id: int) -> int:
-    """A 63-bit seed that depends on both numbers, without the correlations of seed + constant."""
-    low, high = np.random.SeedSequence([seed, name_id]).generate_state(2, np.uint32)
+        Args:
+            state: `state_dict` of that run's streams, name -> the states of its seeds' generators, uint8 [bytes] each.
+            rows: seed -> its place in that run.
+        """
+        for name, generators in self._generators.items():
+            for seed, generator in zip(self.seeds, generators, strict=True):
+                if seed in rows and name != "initialisation":
+                    generator.set_state(state[name][rows[seed]].cpu())
+
+
+def _stream_seed(seed: int, name_id: int, anew: bool) -> int:
+    """A 63-bit seed that depends on all three, without the correlations of seed + constant."""
+    words = [seed, name_id, ONLINE] if anew else [seed, name_id]
+    low, high = np.random.SeedSequence(words).generate_state(2, np.uint32)
     return (int(high) << 31) ^ int(low)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import RANGES, TrainConfig
+from ..config.options import ADDED
 from ..config.plain import read_json, shown
 from ..config.typed import build
 from ..envs.scores import REFERENCE_SCORES, task_family
@@ -26,7 +27,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7
 BASELINE_COLOUR = "#6B7280"
 
 # Options in which runs may differ and still be repetitions of one experiment.
-REPETITION = frozenset({"seed", "out", "device", "threads", "checkpoint_seconds", "log_every"})
+REPETITION = frozenset({
+    "seed", "out", "init_from", "device", "threads", "checkpoint_seconds", "keep_checkpoints", "log_every",
+})  # fmt: skip
 
 
 # Columns of train.csv that are shown, with their titles.
@@ -234,7 +237,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         build(TrainConfig, data, str(path), whole=False)
     except (QcseError, OSError) as error:
         raise ReportError(f"report: {error if isinstance(error, QcseError) else _told(error, path)}") from error
-    config = _flat(data)
+    config = _flat(ADDED | data)
     missing = [name for name in NEEDED if not isinstance(config.get(name), str | int)]
     if missing:
         raise ReportError(f"report: {path} has no {', '.join(missing)}; expected one by `qcse train`")
@@ -361,6 +364,9 @@ def _settings(run: Run) -> dict[str, Any]:
     kept = {name: value for name, value in run.config.items() if name not in REPETITION}
     if kept.get("dataset"):
         kept["dataset"] = Path(str(kept["dataset"])).name
+    source = run.machine.get("init_from")  # of a run that has another one's networks
+    if isinstance(source, dict) and isinstance(source.get("algo"), str) and source["algo"] != run.config["algo"]:
+        kept["init_from.algo"] = source["algo"]
     if run.config["bonus.kind"] == "none":  # options of a bonus that is not there
         kept = {name: value for name, value in kept.items() if not name.startswith("bonus.")}
     return kept

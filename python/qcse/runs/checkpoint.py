@@ -10,6 +10,7 @@ import errno
 import hashlib
 import io
 import itertools
+import json
 import math
 import os
 import re
@@ -32,6 +33,7 @@ FORMAT = 2
 UNVERIFIED = 1  # the format before: the same content, without digests
 NAME = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
+KEPT = "checkpoints"  # sub-folder of those that stay
 SEGMENT = 16_384  # transitions at most
 SMALLEST_SEGMENT = 1024  # a ring of less than four of these is written whole
 END = re.compile(rb"\nqcse sha256 ([0-9a-f]{64})\n\Z")  # of a file: the digest of all that lies before it
@@ -74,6 +76,9 @@ def load(path: Path, device: torch.device | str = "cpu", digest: str | None = No
         device: where its tensors go.
         digest: of the content that is expected, where it is known.
 
+    Returns:
+        What was saved, and its digest as "sha256".
+
     Raises:
         CheckpointError: there is none, or it is damaged or of another format.
         OSError: it cannot be read.
@@ -103,7 +108,7 @@ def load(path: Path, device: torch.device | str = "cpu", digest: str | None = No
         )
     if number == FORMAT and not end:
         raise CheckpointError(f"checkpoint: {path} is damaged: the digest at its end is missing")
-    return state
+    return state | {"sha256": found}
 
 
 def _check_archive(path: Path, body: memoryview) -> None:
@@ -230,10 +235,15 @@ def load_run(folder: Path, device: torch.device | str = "cpu", buffer: bool = Tr
     return None
 
 
+def kept(folder: Path, step: int) -> Path:
+    """The file of a checkpoint that stays."""
+    return folder / KEPT / f"step{step:09d}.pt"
+
+
 def refuse_begun(folder: Path) -> None:
     """CheckpointError where a folder holds something that a run which begins in it would overwrite."""
     begun = [path for path in (folder / NAME, folder / PREVIOUS) if path.exists()]
-    begun += sorted((folder / "buffer").glob("*.pt"))
+    begun += sorted(path for part in ("buffer", KEPT) for path in (folder / part).glob("*.pt"))
     for path in [*sorted(folder.glob("*.csv")), *sorted(folder.glob("seed*/*.csv"))]:
         with open(path, "rb") as file:
             if len(file.read(1 << 16).splitlines()) > 1:  # a header alone says nothing
@@ -266,6 +276,7 @@ class Checkpoints:
         self.folder = folder
         self.run = secrets.token_hex(8)  # which run a file belongs to
         self.number = 0  # checkpoints written
+        self.size = 0  # transitions in a segment; a run that was extended keeps the size that it had
         self._segments: dict[int, str] = {}  # number -> digest of those that are written
         self._needed = [range(0)] * 2  # segments of the checkpoint before, and of the last one
 
@@ -277,7 +288,8 @@ class Checkpoints:
             buffer: the online buffer.
             settled: transitions before this number will not change any more.
         """
-        oldest, size = buffer.added - buffer.size, segment_size(buffer.capacity)
+        size = self.size = self.size or segment_size(buffer.capacity)
+        oldest = buffer.added - buffer.size
         segments = range(oldest // size, max(oldest, settled) // size) if size else range(0)
         for number in segments:
             if number not in self._segments:
@@ -290,13 +302,19 @@ class Checkpoints:
         self.number += 1
         digests = {number: self._segments[number] for number in segments}
         files = {"run": self.run, "number": self.number, "segments": digests}
-        whole = state | {"buffer": rows | {"segments": [segments.start, segments.stop]}, "files": files}
+        part = rows | {"segments": [segments.start, segments.stop], "segment_size": size}
+        whole = state | {"buffer": part, "files": files}
         save(self.folder / NAME, whole, keep=self.folder / PREVIOUS)
         self._needed = [self._needed[1], segments]
         self._drop({*self._needed[0], *self._needed[1]})
 
+    def keep(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint that stays, without a buffer."""
+        save(kept(self.folder, state["step"]), state)
+
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on behind this checkpoint: segments that were written after it will be written again."""
+        self.size = segment_size_of(state)
         files = state.get("files", {})
         segments = range(*state["buffer"]["segments"])
         self.run, self.number = files.get("run", self.run), files.get("number", 0)
@@ -304,7 +322,8 @@ class Checkpoints:
         self._segments = {n: digests.get(n) or _digests(_segment(self.folder, n))[0] for n in segments}
         self._needed = [range(segments.stop), segments]
         self._drop(set(range(segments.stop)))
-        sweep(self.folder / "buffer")
+        for part in ("buffer", KEPT):
+            sweep(self.folder / part)
 
     def _drop(self, needed: set[int]) -> None:
         """Remove the other segments."""
@@ -318,7 +337,7 @@ def load_buffer(folder: Path, buffer: ReplayBuffer, state: Mapping[str, Any]) ->
     """Put the online buffer of a checkpoint, and of the segments that it names, into `buffer`."""
     part, files = state["buffer"], state.get("files", {})
     buffer.added = part["added"]
-    size = segment_size(buffer.capacity)
+    size = segment_size_of(state)
     for number in range(*part["segments"]):
         path = _segment(folder, number)
         segment = load(path, buffer.device, files.get("segments", {}).get(number))
@@ -336,6 +355,14 @@ def _restore(path: Path, buffer: ReplayBuffer, first: int, columns: dict[str, to
         if got is None or shape != (expected.shape[0], *expected.shape[2:]) or got.dtype != expected.dtype:
             raise CheckpointError(f"checkpoint: {path} holds {name} of another shape than the run's buffer")
     buffer.restore(first, columns)
+
+
+def segment_size_of(state: Mapping[str, Any]) -> int:
+    """Transitions in a segment of a checkpoint; that of an earlier version leaves it to the capacity of its buffer."""
+    if "segment_size" in state["buffer"]:
+        return int(state["buffer"]["segment_size"])
+    config = json.loads(state["config"])
+    return segment_size(min(config["online_buffer"], max(config["online_steps"], 1)))
 
 
 def segment_size(capacity: int) -> int:

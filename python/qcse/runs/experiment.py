@@ -28,6 +28,7 @@ from ..learn.streams import Streams
 from ..learn.update import CudaGraph, UpdateStep, capturable
 from . import checkpoint
 from .device import keep_freed_memory, resolve_device, use_precision
+from .pretrained import Pretrained
 
 WrapEnv = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 
@@ -45,6 +46,8 @@ class Experiment:
         progress: show a bar while the dataset is read.
         learns: False builds what evaluation needs only: neither dataset nor buffers.
         dataset_of: an experiment whose dataset and observation scale are shared; its own is not read.
+        pretrained: where the networks, the observation scale and the streams come from of a run without an offline
+            phase of its own.
 
     Attributes:
         task: what is known of the environment.
@@ -67,9 +70,12 @@ class Experiment:
         progress: bool = False,
         learns: bool = True,
         dataset_of: Experiment | None = None,
+        pretrained: Pretrained | None = None,
     ) -> None:
         self.task = task_for(config.env)
         validate(config)
+        if pretrained is not None:
+            pretrained.check(config)
         keep_freed_memory()
         self.config = config
         self.device = resolve_device(config.device)
@@ -81,10 +87,15 @@ class Experiment:
         data = self._read(progress) if learns and dataset_of is None else None
         self.state_dim, self.action_dim = self.envs[0].sizes
 
-        self.streams = Streams(self.seeds, self.device)
+        anew = [] if pretrained is None else [seed for seed in self.seeds if seed not in pretrained.seeds]
+        self.streams = Streams(self.seeds, self.device, anew)
         self.agent: SAC = AGENTS[config.algo](self.state_dim, self.action_dim, config, self.streams)
         self.mean, self.spread = np.zeros(self.state_dim, np.float32), np.ones(self.state_dim, np.float32)
         self.fingerprint, self.data_facts, columns = "", dict[str, Any](), None
+        if pretrained is not None:
+            self.mean, self.spread = pretrained.mean, pretrained.spread
+        elif data is not None and config.normalize_observations:
+            self.mean, self.spread = mean_and_spread(data.observations)
         if data is not None:
             self.fingerprint = data.fingerprint()  # before it is scaled in place
             columns = self._columns(data)
@@ -96,6 +107,9 @@ class Experiment:
         self.reward = IntrinsicReward(config.bonus, self.agent, self.buffer, self.streams, config.reward_scale)
         make_graph = CudaGraph if capturable(config, self.device) else None
         self.update_step = UpdateStep(config, self.agent, self.buffer, self.reward, self.streams, make_graph)
+        if pretrained is not None:
+            pretrained.check_data(config, self.fingerprint)
+            pretrained.give(self.agent, self.streams, config.fresh_optimizers)
 
     def _read(self, progress: bool) -> Transitions | None:
         config = self.config
@@ -110,7 +124,6 @@ class Experiment:
         """The buffer's columns, made in the dataset's own memory: a second copy would not fit where one just does."""
         config = self.config
         if config.normalize_observations:
-            self.mean, self.spread = mean_and_spread(data.observations)
             for states in (data.observations, data.next_observations):
                 np.subtract(states, self.mean, out=states)
                 np.divide(states, self.spread, out=states)

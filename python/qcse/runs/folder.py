@@ -28,7 +28,7 @@ def folder_of(config: TrainConfig) -> Path:
 
 def check_new(out: Path) -> None:
     """ConfigError where a folder holds a run already."""
-    remains = ("config.json", checkpoint.NAME, checkpoint.PREVIOUS, "train.csv", "eval.csv", "buffer")
+    remains = ("config.json", checkpoint.NAME, checkpoint.PREVIOUS, "train.csv", "eval.csv", "buffer", checkpoint.KEPT)
     for name in remains:
         if (out / name).exists():
             raise ConfigError(
@@ -62,8 +62,11 @@ def group_of(out: Path) -> Path | None:
 
 
 def refuse_contradictions(stored: TrainConfig, asked: TrainConfig, out: Path) -> None:
-    """ConfigError where a resumed run was asked for something else than what it was started with."""
+    """ConfigError where a resumed run was asked for something else than what it was started with, but for more online
+    steps."""
     changed = [d for d in differences(stored, asked) if d[0] not in ("out", *MAY_MOVE)]
+    if asked.online_steps > stored.online_steps:
+        changed = [d for d in changed if d[0] != "online_steps"]
     if asked.out is not None and stored.out != asked.out and asked.out.resolve() != out.resolve():
         changed.append(("out", str(out), str(asked.out)))
     if changed:
@@ -85,16 +88,24 @@ def seed_folders(out: Path, seeds: Sequence[int]) -> list[Path]:
     return [out] if len(seeds) == 1 else [out / f"seed{seed}" for seed in seeds]
 
 
-def check_stored(state: Mapping[str, Any], config: TrainConfig, out: Path, may_differ: Collection[str] = ()) -> None:
-    """CheckpointError where the configuration in a checkpoint is not that of its run folder."""
+def check_stored(
+    state: Mapping[str, Any], config: TrainConfig, out: Path, may_differ: Collection[str] = ()
+) -> TrainConfig:
+    """The configuration in a checkpoint.
+
+    Raises:
+        CheckpointError: it is not that of its run folder; a run that is being extended may have more online steps.
+    """
     stored = from_json(state["config"], f"{out / checkpoint.NAME}: config")
-    changed = [d for d in differences(stored, config) if d[0] not in (*MAY_MOVE, *may_differ)]
+    extended = ("online_steps",) if config.online_steps > stored.online_steps else ()
+    changed = [d for d in differences(stored, config) if d[0] not in (*MAY_MOVE, *may_differ, *extended)]
     if changed:
         listing = "; ".join(f"{name}: {a!r} when it started, {b!r} now" for name, a, b in changed)
         raise CheckpointError(
             f"{out / 'config.json'} does not fit the checkpoint beside it ({listing}); restore it, or start a "
             "new run with another --out"
         )
+    return stored
 
 
 class RunFolder:
@@ -124,17 +135,21 @@ class RunFolder:
                 stack.enter_context(own(folder))
             yield
 
-    def begin(self, config: TrainConfig, facts: Mapping[str, Any], resumed: Mapping[str, Any] | None) -> None:
+    def begin(
+        self, config: TrainConfig, facts: Mapping[str, Any], resumed: Mapping[str, Any] | None, extended: bool = False
+    ) -> None:
         """Write down what the run is, or that it goes on, and open its logs.
 
         Args:
             facts: of the machine and the data.
             resumed: the checkpoint that it goes on from.
+            extended: to more steps than it was started with.
         """
-        for folder, seed in {self.out: config.seed, **dict(zip(self.folders, self.seeds, strict=True))}.items():
+        # The run's own folder last: where its options are written, those of all seeds are.
+        for folder, seed in {**dict(zip(self.folders, self.seeds, strict=True)), self.out: config.seed}.items():
             folder.mkdir(exist_ok=True)
             seeds = config.seeds if folder == self.out else 1
-            if resumed is None:
+            if resumed is None or extended:
                 write_json(folder / "config.json", to_dict(dataclasses.replace(config, seed=seed, seeds=seeds)))
                 trust.mark_run(folder, config.env)
             append_machine_facts(folder / "machine.json", facts)

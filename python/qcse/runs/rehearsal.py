@@ -39,8 +39,9 @@ def rehearse(experiment: Experiment, out: Path) -> None:
     with torch.random.fork_rng():
         trial = Experiment(short, dataset_of=experiment)
         interaction = Interaction(trial)
-        if short.offline_steps:
+        if config.init_from is None and short.offline_steps:
             trial.update_step(online=False)
+        trial.agent.updates = short.offline_steps
         trial.reward.start_online()
         for taken in range(rows):
             interaction.step(taken)

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import TrainConfig
+from ..config.plain import json_text, parse_json
 from ..envs.episodes import Evaluator
 from ..envs.scores import normalized_score
 from ..errors import NonFiniteLossError, WriteError
@@ -28,6 +29,7 @@ from .experiment import Experiment, WrapEnv, as_it_is
 from .folder import RunFolder, check_stored
 from .interaction import Interaction
 from .machine import describe_changes, machine_facts, moves_bits
+from .pretrained import Pretrained
 from .rehearsal import rehearse
 from .signals import stoppable
 
@@ -67,9 +69,12 @@ class Trainer:
         quiet: bool = False,
         before_save: Callable[[], None] = lambda: None,
     ) -> None:
+        pretrained = None
         if state is not None:
             checkpoint.check_parameters(config, state, out)
-        self.experiment = Experiment(config, wrap_env, progress=not quiet)
+        elif config.init_from is not None:
+            pretrained = Pretrained(config.init_from)
+        self.experiment = Experiment(config, wrap_env, progress=not quiet, pretrained=pretrained)
         self.config, self.out, self.quiet = config, out, quiet
         self.stop_at_return, self.before_save = stop_at_return, before_save
         self.agent, self.buffer, self.reward = self.experiment.agent, self.experiment.buffer, self.experiment.reward
@@ -77,7 +82,9 @@ class Trainer:
         self.interaction = Interaction(self.experiment)
         self.folder = RunFolder(out, self.seeds)
 
-        self.step = 0
+        self.first_step = 0 if config.init_from is None else config.offline_steps
+        self.step = self.first_step
+        self.origin = {} if pretrained is None else pretrained.facts  # of the networks that the run began with
         self.total_steps = config.offline_steps + config.online_steps
         self.evaluated_at = -1
         self.pending = 0  # updates that the latest environment step still calls for
@@ -85,10 +92,11 @@ class Trainer:
         self.evaluator: Evaluator | None = None
         self.last_score = self.last_return_mean = float("nan")  # of the latest evaluation, over all seeds
         self.stopped: Callable[[], bool] = lambda: False
-        self.facts = machine_facts() | {"device": str(self.experiment.device)}
+        self.facts = machine_facts() | {"device": str(self.experiment.device), "data": self.experiment.data_facts}
         self.started = self.saved_at = time.monotonic()
         self.speed_mark = (self.started, 0)
         self.resumed: dict[str, Any] | None = None  # what of the checkpoint counts when the run goes on
+        self.extended = False  # beyond the last step that it was started with
         if state is not None:
             with checkpoint.fitting(out):
                 self._load(state)
@@ -128,11 +136,12 @@ class Trainer:
             checkpoint.refuse_begun(self.out)
         if 0 < config.online_steps and self.step <= config.offline_steps:
             rehearse(self.experiment, self.out)
-        self.folder.begin(config, self.facts | {"data": self.experiment.data_facts}, self.resumed)
+        facts = self.facts | ({"init_from": self.origin} if self.origin else {})
+        self.folder.begin(config, facts, self.resumed, self.extended)
         self.started = self.saved_at = time.monotonic()
         self.speed_mark = (self.started, self.step)
         with stoppable() as self.stopped, self._progress() as bar:
-            if self.step == 0:  # a resumed run, too, may not have got beyond its first evaluation
+            if self.step == self.first_step:  # a resumed run, too, may not have got beyond its first evaluation
                 self._before_first_step(bar)
             while not self.finished:
                 if self.step < config.offline_steps:
@@ -145,7 +154,7 @@ class Trainer:
         self.folder.close()
 
     def _before_first_step(self, bar: tqdm[Any]) -> None:
-        if self.config.offline_steps == 0 and not self.reward.online:
+        if self.step >= self.config.offline_steps and not self.reward.online:
             self.reward.start_online()
         self.save()
         self._evaluate(bar)
@@ -163,7 +172,7 @@ class Trainer:
 
     def _boundary(self, bar: tqdm[Any]) -> None:
         """What happens between two steps: the phase's end, logs, evaluation, checkpoint."""
-        config, step = self.config, self.step
+        config, step, keep = self.config, self.step, self.config.keep_checkpoints
         phase_end = step == config.offline_steps
         if phase_end:
             self.reward.start_online()
@@ -171,6 +180,8 @@ class Trainer:
             self._log_metrics()
         if step % config.eval_every == 0 or phase_end or self.finished:
             self._evaluate(bar)
+            if keep == "evaluations" or (keep == "offline_end" and phase_end):
+                self.folder.checkpoints.keep(self.state_dict())
             self.save()
         self._save_if_due(bar)
 
@@ -284,10 +295,11 @@ class Trainer:
             "total_steps": self.total_steps,
             "wall_seconds": self._wall(),
             "moves_bits": moves_bits(self.facts),
+            "origin": json_text(self.origin),
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        check_stored(state, self.config, self.out)
+        stored = check_stored(state, self.config, self.out)
         self.experiment.load_state_dict(state, self.out)
         before = state["moves_bits"] if "moves_bits" in state else {"threads": state["threads"]}
         if changes := describe_changes(before, moves_bits(self.facts)):
@@ -297,12 +309,16 @@ class Trainer:
                 file=sys.stderr,
             )
         self.step, self.evaluated_at, self.pending = state["step"], state["evaluated_at"], state["pending"]
-        self.total_steps, self.wall_before = state["total_steps"], state["wall_seconds"]
+        self.extended = self.config.online_steps > stored.online_steps
+        if not self.extended:
+            self.total_steps = state["total_steps"]
+        self.wall_before, self.origin = state["wall_seconds"], parse_json(state.get("origin", "{}"), "origin")
         self.interaction.load_state_dict(state["episodes"])
         self.interaction.chosen = state["chosen"]
         self.resumed = {
             "log_rows": state["log_rows"],
-            "buffer": {"segments": state["buffer"]["segments"]},
+            "buffer": {name: value for name, value in state["buffer"].items() if name != "rows"},
+            "config": state["config"],
             "files": state.get("files", {}),
         }
         if not self.finished:

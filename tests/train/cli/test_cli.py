@@ -75,9 +75,9 @@ def test_out_is_not_overwritten_and_resume_does_not_contradict(hopper_data: Path
     qcse(*options(hopper_data, "run"), check=True)
     again = qcse(*options(hopper_data, "run"))
     assert again.returncode == 1 and "already holds a run" in again.stderr and "--resume run" in again.stderr
-    other = qcse("train", "--resume", "run", "--online-steps", 50, "--bonus.k", 7)
+    other = qcse("train", "--resume", "run", "--online-steps", 10, "--bonus.k", 7)
     assert other.returncode == 1
-    for word in ("online_steps", "20", "50", "bonus.k", "5", "7"):
+    for word in ("online_steps", "20", "10", "bonus.k", "5", "7"):
         assert word in other.stderr
     same = qcse("train", "--resume", "run", "--online-steps", 20, "--algo", "cal_ql")
     assert same.returncode == 0, same.stderr

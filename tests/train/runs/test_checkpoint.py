@@ -220,7 +220,7 @@ def test_a_folder_with_logs_is_never_begun_anew(hopper_data: Path, tmp_path: Pat
     for name in (NAME, PREVIOUS):
         (tmp_path / "run" / name).unlink()
     code, said = qcse_here("train", "--resume", "run")
-    assert code == 1 and "eval.csv of a run that had begun" in said and "another --out" in said
+    assert code == 1 and "step000000006.pt of a run that had begun" in said and "another --out" in said
     (tmp_path / "run" / "config.json").unlink()
     code, said = qcse_here(*words)
     assert code == 1 and "already holds a run" in said

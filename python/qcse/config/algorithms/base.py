@@ -68,6 +68,12 @@ class Options:
     streams, environments and online buffers, one dataset. Each gets a run folder OUT/seed<K>."""
     out: Path | None = None
     """Run folder; it must not hold a run yet. Default: runs/<env>-<algo>-<bonus>-seed<seed>."""
+    init_from: Path | None = None
+    """Run folder, or one of the checkpoints that it keeps: start online with the networks of its offline end. Options
+    that are not given are that run's; another algo or bonus brings its own defaults. Its seeds go on with their random
+    streams; other seeds take its networks in turn."""
+    fresh_optimizers: bool = False
+    """With init_from: Adam starts anew instead of going on with the moments of pre-training."""
 
     batch_size: int = 256
     """Transitions in an update."""
@@ -124,6 +130,9 @@ class Options:
     """Steps between rows of train.csv, which hold means since the row before."""
     checkpoint_seconds: float = 15.0
     """A checkpoint is written at the latest after this many seconds; its timing never changes a result."""
+    keep_checkpoints: Literal["none", "offline_end", "evaluations"] = "offline_end"
+    """Which checkpoints stay in OUT/checkpoints, without the online buffer, for --init-from: that of the offline
+    phase's end, or those of all evaluations."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ... or auto: the first CUDA device if there is one."""
     cuda_graph: Literal["auto", "off"] = "auto"
@@ -137,6 +146,15 @@ class Options:
     critics' hidden layers, 8 bits; on a CPU it needs AVX512-BF16 and -VBMI2."""
     threads: int | None = None
     """torch's CPU threads. None: one per core. Results are reproducible bit for bit for an equal number only."""
+
+
+# Options that no update of the offline phase reads: runs that differ in them alone can share it. Beside these there are
+# an algorithm's own (`Algorithm.online_only`) and a bonus's, where it does not act offline; see `config.phases`.
+ONLINE_ONLY = frozenset({
+    "online_steps", "out", "init_from", "fresh_optimizers", "offline_fraction", "updates_per_step", "update_after",
+    "learning_starts", "random_steps", "online_buffer", "overlap", "eval_every", "eval_episodes", "log_every",
+    "checkpoint_seconds", "keep_checkpoints",
+})  # fmt: skip
 
 
 # What each option that is a number may be. (Each has an entry: `check_ranges` asks for all of them.)
@@ -174,6 +192,7 @@ class Algorithm:
         published: whose constants, beside the default ones, there are on which families.
         ranges: "group.option" -> range, for those of its own options that are numbers.
         needs_data: whether it learns from a dataset even where there is no offline phase.
+        online_only: those of its own options that its offline phase does not read.
     """
 
     summary: str
@@ -183,3 +202,4 @@ class Algorithm:
     published: Mapping[str, Collection[str]] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
     needs_data: bool = True
+    online_only: Collection[str] = ()

@@ -19,4 +19,5 @@ ALGORITHM = Algorithm(
     preset=preset,
     published=cql.PUBLISHED,
     ranges=cql.RANGES,
+    online_only=cql.ONLINE_ONLY,
 )

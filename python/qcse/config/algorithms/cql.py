@@ -47,6 +47,7 @@ RANGES = {
     "cql.temperature": POSITIVE,
     **dict.fromkeys(("cql.target_gap", "cql.clip_difference"), NUMBER),
 }
+ONLINE_ONLY = ("cql.calibration_online",)
 PUBLISHED = {"corl": (*MUJOCO, "antmaze", *ADROIT), "official": ("antmaze",)}
 
 
@@ -80,5 +81,11 @@ def preset(options: CqlOptions, family: str, kind: str) -> None:
 
 
 ALGORITHM = Algorithm(
-    summary="conservative", agent="cql:CQL", options=CqlOptions, preset=preset, published=PUBLISHED, ranges=RANGES
+    summary="conservative",
+    agent="cql:CQL",
+    options=CqlOptions,
+    preset=preset,
+    published=PUBLISHED,
+    ranges=RANGES,
+    online_only=ONLINE_ONLY,
 )

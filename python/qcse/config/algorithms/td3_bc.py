@@ -41,4 +41,5 @@ ALGORITHM = Algorithm(
     preset=preset,
     published={"corl": MUJOCO},
     ranges={f"td3_bc.{name}": NOT_NEGATIVE for name in ("alpha", "policy_noise", "noise_clip", "exploration_noise")},
+    online_only=("td3_bc.exploration_noise",),
 )

@@ -47,4 +47,5 @@ ALGORITHM = Algorithm(
     options=WsrlOptions,
     preset=preset,
     ranges=cql.RANGES,
+    online_only=(*cql.ONLINE_ONLY, "wsrl.max_target_backup"),
 )
