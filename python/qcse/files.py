@@ -193,6 +193,7 @@ def _take(folder: Path, prefix: str, target: Path) -> Path:
         time.sleep(random.uniform(0.01, 0.1))
 
 
+LONGEST_MARK = 1000  # bytes of a mark that are read
 # A mark's name: host, boot, namespace and process tell which process this is, among all that ever see the file system.
 _MARK = re.compile(r"([0-9a-f]{8})-([0-9a-f]{8})-([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{8}\.lock")
 
@@ -237,25 +238,48 @@ def _start_of(process: int) -> int | None:
     return 0
 
 
+def owner_of(folder: Path) -> str | None:
+    """Whose a folder is, in words; None where no process owns it. Only looks: marks of processes that have ended stay.
+
+    Raises:
+        OSError: the folder is there and cannot be read.
+    """
+    try:
+        marks = [path for path in folder.iterdir() if path.name[0] == "." and _MARK.fullmatch(path.name[1:])]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return next((_reading(mark) for mark in marks if not _ended(mark, ".") and mark.exists()), None)
+
+
 def _lives(mark: Path, prefix: str) -> bool:
     """Whether the process that put down a mark still runs, or may; the mark of one that has ended is removed."""
+    if _ended(mark, prefix):
+        mark.unlink(missing_ok=True)
+        return False
+    return mark.exists()
+
+
+def _ended(mark: Path, prefix: str) -> bool:
+    """Whether the process that put down a mark is known to run no more."""
     found = _MARK.fullmatch(mark.name[len(prefix) :])
     assert found is not None
     host, boot, namespace, process, start = found.groups()
     here = _identity()
     # Nothing can be said of another host's processes, nor of another container's.
-    foreign = host != here[0] or (boot == here[1] and namespace != here[2])
-    if foreign or (boot == here[1] and str(_start_of(int(process))) == start):
-        return mark.exists()
-    mark.unlink(missing_ok=True)
-    return False
+    if host != here[0] or (boot == here[1] and namespace != here[2]):
+        return False
+    return boot != here[1] or str(_start_of(int(process))) != start
 
 
 def _reading(mark: Path) -> str:
     """Whose a mark is, in words."""
+    if not mark.is_file():  # it has just ended, or this is a pipe, which might never tell
+        return "another process"
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(mark.stat().st_mtime))
-        return f"{mark.read_text(encoding='utf-8', errors='replace') or 'another process'}, since {since}"
+        with open(mark, "rb") as file:
+            who = file.read(LONGEST_MARK).decode("utf-8", "replace")
+        return f"{who or 'another process'}, since {since}"
     except OSError:  # it has just ended
         return "another process"
 

@@ -1,4 +1,5 @@
-"""A run folder whose files hold anything is a run or a ReportError of one line; logs go on or are a LogError."""
+"""A run folder whose files hold anything is a run or a ReportError of one line, and has a state; logs go on or are a
+LogError."""
 
 from __future__ import annotations
 
@@ -11,9 +12,12 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from qcse.cli.status import table
+from qcse.config.plain import json_text
 from qcse.report import ReportError, Run, group_runs, read_run, table_rows
 from qcse.runs.log import EVAL_COLUMNS, CsvLog, LogError, RunLog
 from qcse.runs.machine import append_machine_facts
+from qcse.runs.status import STATES, overview
 
 CONFIG = {
     "algo": "cal_ql", "env": "Hopper-v5", "bonus": {"kind": "qcse", "k": 10}, "seed": 0, "offline_steps": 100,
@@ -78,6 +82,30 @@ def test_tables(name: str, content: bytes) -> None:
         write(Path(folder), **{name: FILES[name] + content})
         run = check(Path(folder))
         assert run is not None
+
+
+PLAN = {"a": {"first": 0, "last": 9, "after": None}, "b": {"first": 9, "last": 20, "after": "a"}}
+IN_SWEEP = {
+    "run/config.json": FILES["config.json"], "run/eval.csv": EVAL,
+    "run/train.csv": TRAIN.replace(b"loss/critic", b"steps_per_second"),
+    "run.log": b"step  10 offline\nqcse train: an error\n", "plan.json": json.dumps({"runs": PLAN}).encode(),
+}  # fmt: skip
+
+
+@given(name=st.sampled_from(sorted(IN_SWEEP)), places=damage, content=st.none() | tables | st.binary(max_size=100))
+@example(name="run/eval.csv", places=[(0, b"")], content=EVAL + b"9" * 400 + b",online,1.0,1.0,2.0,9,3.1\n")
+@example(name="plan.json", places=[(0, b"")], content=b'{"runs": {"": {}}}')
+def test_status(name: str, places: list[tuple[int, bytes]], content: bytes | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "run").mkdir()
+        for path, whole in IN_SWEEP.items():
+            changed = damaged(whole, places) if content is None else content
+            (Path(folder) / path).write_bytes(changed if path == name else whole)
+        found = overview([Path(folder)])
+        assert {row.kind for row in found.rows} <= set(STATES)
+        assert len(table(found)) >= len(found.rows) + 2 and all(line.isprintable() for line in table(found))
+        for row in found.rows:
+            json_text(row.__dict__)
 
 
 @given(content=tables | st.binary(max_size=100), columns=st.none() | st.just(("step", "x")))

@@ -16,7 +16,7 @@ from support import holder
 
 from qcse import files
 from qcse.errors import InUseError
-from qcse.files import atomic_path, own
+from qcse.files import atomic_path, own, owner_of
 
 
 @pytest.mark.parametrize("folder", [True, False])
@@ -35,6 +35,24 @@ def test_one_process_alone_owns_a_path(tmp_path: Path, folder: bool) -> None:
         marks = [name for name in os.listdir(path if folder else tmp_path) if name.endswith(".lock")]
         assert len(marks) == 1
     assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_looking_at_the_owner_changes_nothing(tmp_path: Path) -> None:
+    assert owner_of(tmp_path) is None and owner_of(tmp_path / "nothing") is None
+    process = holder(tmp_path)
+    try:
+        said = owner_of(tmp_path)
+        assert said is not None and said.startswith(f"process {process.pid} on ") and ", since " in said
+    finally:
+        process.kill()
+        process.wait()
+    assert owner_of(tmp_path) is None and len(list(tmp_path.glob(".*.lock"))) == 1
+    renamed(tmp_path, 0)
+    assert str(owner_of(tmp_path)).startswith("process")  # of another host: it may live
+    (mark,) = tmp_path.glob(".*.lock")
+    mark.unlink()
+    os.mkfifo(mark)  # nobody's mark, and reading it would hang
+    assert owner_of(tmp_path) == "another process"
 
 
 RACE = """

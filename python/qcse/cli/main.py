@@ -25,6 +25,7 @@ commands:
   train     pre-train on a dataset, fine-tune online; --resume continues a run
   eval      evaluate the policy of a run
   report    compare runs: table, learning curves (PNG), one HTML page
+  status    which runs run, are complete, stopped, failed or waiting; --watch SECONDS
   data      tasks and datasets: list, info, check, convert, fetch
   sweep     algorithms x bonuses x tasks x seeds, resumable, with a report
   collect   write datasets in D4RL's layout: train SAC, or lead a body through a maze
@@ -122,6 +123,7 @@ COMMANDS = {
     "train": ("train", "train"),
     "eval": ("commands", "evaluate"),
     "report": ("commands", "report"),
+    "status": ("status", "status"),
     "data": ("data", "data"),
     "sweep": ("commands", "sweep"),
     "collect": ("commands", "collect"),

@@ -50,6 +50,20 @@ class ReportArgs:
 
 
 @dataclass
+class StatusArgs:
+    """The state of all runs in some folders: which run, are complete, stopped, failed or waiting, how far they are, how
+    well they do, how long they will take. Nothing is changed, and running ones are not disturbed. A run of another host
+    counts as running until it ends by itself or its .lock file is deleted."""
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),)
+    """Folders that hold runs, at any depth, or run folders."""
+    json: bool = False
+    """Print one JSON object per run, with who runs it (owner) and why it failed (error); time_left is in seconds."""
+    watch: float | None = None
+    """Print it again every so many seconds, until Ctrl-C or until nothing runs or waits. None: once."""
+
+
+@dataclass
 class CollectArgs:
     """Train SAC from scratch and write two datasets in D4RL's layout: NAME-replay.hdf5, everything it saw, and
     NAME-policy.hdf5, stochastic rollouts of its final policy. Both hold qpos and qvel of the state before each step.
@@ -284,6 +298,7 @@ RANGES = {
     **dict.fromkeys(("episodes", "actions", "rounds", "updates"), Range(1, 1_000_000)),
     **dict.fromkeys(("hidden", "policy_hidden", "critic_hidden", "state_dim", "action_dim"), WIDTH),
     "batch_size": Range(1, 10**8),
+    "watch": Range(0.1, 86_400),
     "stop_return": NUMBER,
     "noise": NOT_NEGATIVE,
     **dict.fromkeys(("rows", "cells"), COUNT),

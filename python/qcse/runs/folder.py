@@ -15,6 +15,7 @@ from ..envs import trust
 from ..errors import CheckpointError, ConfigError
 from ..files import own
 from . import checkpoint
+from .layout import seed_folders
 from .log import RunLog
 from .machine import append_machine_facts
 
@@ -81,11 +82,6 @@ def run_folders(path: Path) -> list[Path]:
     if (path / "eval.csv").exists():
         return [path]
     return sorted(found.parent for found in path.rglob("eval.csv")) or [path]
-
-
-def seed_folders(out: Path, seeds: Sequence[int]) -> list[Path]:
-    """One run folder per seed: `out` itself, or its sub-folders where there are several."""
-    return [out] if len(seeds) == 1 else [out / f"seed{seed}" for seed in seeds]
 
 
 def check_stored(

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..errors import QcseError
 from .folder import run_folders
+from .layout import log_of
 from .signals import WITH_PARENT, stop_signals
 
 
@@ -47,7 +48,7 @@ def run_all(runs: Mapping[Path, Sequence[str]], steps: int, workers: int) -> Non
                 out = waiting.pop(0)
                 out.parent.mkdir(parents=True, exist_ok=True)
                 command = train_command(out, runs[out])
-                with open(_log(out), "ab") as log:
+                with open(log_of(out), "ab") as log:
                     # In a session of its own: Ctrl-C reaches this process only, which then ends the others in order.
                     # Nothing is written to the pipe; its end tells that this process is gone.
                     running[out] = subprocess.Popen(
@@ -104,13 +105,9 @@ def rows(path: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
-def _log(out: Path) -> Path:
-    return out.with_name(out.name + ".log")
-
-
 def _failure(out: Path, code: int) -> str:
-    last = "\n".join(_log(out).read_text(errors="replace").strip().splitlines()[-5:])
-    return f"the run {out} ended with exit code {code}; the end of {_log(out)}:\n{last}"
+    last = "\n".join(log_of(out).read_text(errors="replace").strip().splitlines()[-5:])
+    return f"the run {out} ended with exit code {code}; the end of {log_of(out)}:\n{last}"
 
 
 def _score(out: Path) -> str:

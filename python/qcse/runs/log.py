@@ -181,6 +181,37 @@ class CsvLog:
             self._file.close()
 
 
+TAIL = 1 << 16  # bytes; a row has about a thousand
+
+
+def last_row(path: Path) -> dict[str, str] | None:
+    """The last whole row of a CSV log that may be being written, read from its end; None where there is none yet.
+
+    Raises:
+        LogError: it is no CSV file, or the row does not fit the header.
+        OSError: it cannot be read.
+    """
+    if not path.exists():
+        return None
+    if not path.is_file():  # a named pipe would hang
+        raise LogError(f"log: {path} is not a file; expected a run's log")
+    with open(path, "rb") as file:
+        header = file.readline(TAIL)
+        file.seek(max(len(header), os.fstat(file.fileno()).st_size - TAIL))
+        end = file.read(TAIL)
+    whole = end[: end.rfind(b"\n") + 1]  # what is left is still being written
+    if not whole and len(end) < TAIL and (header == b"" or header.endswith(b"\n")):
+        return None
+    lines = [header, whole[:-1].rpartition(b"\n")[2]]
+    try:
+        table = list(csv.reader((line.decode("utf-8", "replace") for line in lines), strict=True))
+    except csv.Error as error:
+        raise LogError(f"log: {path} cannot be read as CSV ({error}), so it is damaged; restore it") from None
+    if len(table) != 2 or len(table[0]) != len(table[1]):
+        raise LogError(f"log: the last row of {path} does not fit its header, so it is damaged; restore it")
+    return dict(zip(*table, strict=True))
+
+
 class TensorBoardLog:
     """TensorBoard events in `directory`, one subfolder per kind; numbers only.
 

@@ -16,7 +16,8 @@ from ..envs.episodes import EvalResult, Evaluator
 from ..errors import CheckpointError, ConfigError
 from . import checkpoint
 from .experiment import Experiment
-from .folder import check_stored, group_of, seed_folders, stored_config
+from .folder import check_stored, group_of, stored_config
+from .layout import seed_folders
 
 HOST = ("device", "threads")  # options that evaluation may choose anew
 

@@ -93,7 +93,7 @@ def test_help_explains_every_option(qcse) -> None:
     text = qcse("train", "--help", "--algo", "cql", check=True).stdout
     for word in ("--bonus.references", "--cql.alpha", "--offline-fraction", "--resume", "gradient updates"):
         assert word.lower() in text.lower(), word
-    for command in ("eval", "report", "collect", "demo", "doctor"):
+    for command in ("eval", "report", "status", "collect", "demo", "doctor"):
         assert command in qcse("--help", check=True).stdout
         assert qcse(command, "--help", check=True).stdout
 

@@ -67,6 +67,7 @@ def test_output_that_is_the_result(tmp_path: Path) -> None:
         (["train", "--resume", ""], "--resume"),
         (["eval", ""], "arguments"),
         (["report", "a", "", "--out", "b"], "arguments"),
+        (["status", ""], "arguments"),
         (["sweep", "--file", ""], "--file"),
         (["sweep", "--envs", "Hopper-v5", "--", "--dataset", ""], "--dataset"),
         (["collect", "--out", ""], "--out"),

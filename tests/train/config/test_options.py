@@ -24,6 +24,7 @@ from qcse.runs.sweep import read_file
 COMMANDS = (
     commands.EvalArgs,
     commands.ReportArgs,
+    commands.StatusArgs,
     commands.CollectArgs,
     commands.DemoArgs,
     commands.SweepArgs,

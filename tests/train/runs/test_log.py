@@ -23,7 +23,7 @@ from qcse.config.plain import json_text, write_json
 from qcse.errors import QcseError
 from qcse.runs import log as log_module
 from qcse.runs import machine
-from qcse.runs.log import EVAL_COLUMNS, CsvLog, LogError, RunLog
+from qcse.runs.log import EVAL_COLUMNS, TAIL, CsvLog, LogError, RunLog, last_row
 from qcse.runs.machine import append_machine_facts, describe_changes, machine_facts, moves_bits
 
 
@@ -50,6 +50,35 @@ def test_numbers_read_back_as_the_same_numbers(tmp_path: Path) -> None:
     assert [float(r["x"]) for r in read[:-1]] == [float(v) for v in values]
     assert [r["step"] for r in read] == [str(i) for i in range(8)]
     assert read[0]["text"] == 'with, comma and "quotes"' and read[-1]["x"] == "" and log.rows == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "row"),
+    [
+        (b"", None),
+        (b"step,x\n", None),
+        (b"step,x\n1,2", None),
+        (b"step,x\n1,2\n", {"step": "1", "x": "2"}),
+        (b"step,x\n1,2\n3,4\n5", {"step": "3", "x": "4"}),
+        (b'step,x\n1,2\n3,"a, b"\n', {"step": "3", "x": "a, b"}),
+        (b"step,x\n" + b"1,2\n" * TAIL + b"3,4\n", {"step": "3", "x": "4"}),
+        (b"step", LogError),
+        (b"step,x\n1\n", LogError),
+        (b'step,x\n1,"2\n', LogError),
+        (b"step,x\n1,2\n\n", LogError),
+        (b"step,x\n1," + b"2" * TAIL + b"\n", LogError),
+        (b"x" * 2 * TAIL, LogError),
+    ],
+)
+def test_the_last_whole_row(content: bytes, row: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    assert last_row(path) is None
+    path.write_bytes(content)
+    if row is LogError:
+        with pytest.raises(LogError, match=str(path)):
+            last_row(path)
+    else:
+        assert last_row(path) == row
 
 
 def test_names_and_texts_that_do_not_belong(tmp_path: Path) -> None:
