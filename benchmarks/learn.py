@@ -21,6 +21,7 @@ from qcse.envs.scores import normalized_score
 from qcse.learn.agents import AGENTS
 from qcse.runs.launch import rows, run_all
 from qcse.runs.machine import machine_facts
+from qcse.runs.resources import Job, Resources
 
 SEEDS = 3
 OFFLINE, ONLINE = 20_000, 5_000
@@ -64,8 +65,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     data = ["--dataset", str(embedded("hopper-replay.hdf5"))]
-    runs = {arguments.out / algo: [*options(algo), *data] for algo in arguments.algos}
-    run_all(runs, OFFLINE + ONLINE, arguments.workers)
+    jobs = [Job(arguments.out / algo, (*options(algo), *data), 0, OFFLINE + ONLINE) for algo in arguments.algos]
+    run_all(jobs, Resources(arguments.workers, cores=arguments.workers))
     returns = load_dataset(embedded("hopper-replay.hdf5"), progress=False).episode_returns()
     behaviour = float(normalized_score("hopper", returns).mean())
     print(

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from qcse.config.commands import RANGES, SweepArgs
 from qcse.config.ranges import check_ranges
 from qcse.errors import ConfigError
+from qcse.runs.grid import combinations, words_of
 from qcse.runs.sweep import OPTIONS, read_file
 
-names = st.sampled_from([*OPTIONS, "workers", "extra", "out", "file", "a", "'b c'"])
+grids = ("grid", "grid.discount", "grid.bonus.k", "grid.'bonus.k'", "grid.net.policy_hidden")
+names = st.sampled_from([*OPTIONS, *grids, "workers", "extra", "out", "file", "a", "'b c'"])
 scalars = st.sampled_from(
     ["1", "0", "-3", "true", "nan", "-inf", "1e9", "0x10", "1979-05-27", "07:32:00", "9" * 40, "9" * 5000, "''"]
     + [f"'{word}'" for word in ("cql", "qcse", "none", "../..", "Hopper-v5", "a.hdf5", "minari:a/b-v0", "--log-every")]
@@ -33,13 +35,13 @@ def options_of(content: bytes) -> dict[str, Any] | None:
         path = Path(folder) / "sweep.toml"
         path.write_bytes(content)
         try:
-            found = read_file(path)
+            found, extra, grid = read_file(path)
         except ConfigError as error:
             message = str(error)
             assert message.startswith(str(path)) and len(message.splitlines()) == 1 and len(message) < 2000, message
             return None
-    extra = found.pop("extra", ())
-    assert all(isinstance(word, str | int | float) for word in extra)
+    assert all(isinstance(word, str) for word in extra)
+    assert all(words_of(settings) for settings in combinations(grid, "cql", "qcse") if settings)
     hints = typing.get_type_hints(SweepArgs)
     for name, value in found.items():
         kind, arguments = typing.get_origin(hints[name]) or hints[name], typing.get_args(hints[name])
@@ -67,6 +69,8 @@ def test_bytes(content: bytes) -> None:
 @example(lines=[("algos", "'cql'")])
 @example(lines=[("bonuses", "['../..']")])
 @example(lines=[("seeds", "9" * 5000)])
+@example(lines=[("grid.bonus.k", "[5, 10]"), ("grid.'bonus.k'", "[3]")])
+@example(lines=[("grid.net.policy_hidden", "[[64, 64], [256]]")])
 def test_options(lines: list[tuple[str, str]]) -> None:
     options_of("\n".join(f"{name} = {term}" for name, term in lines).encode())
 

@@ -13,6 +13,7 @@ import pytest
 from qcse.cli.main import main
 from qcse.learn.agents import AGENTS
 from qcse.runs import trainer as train
+from qcse.runs.resources import Job, Resources
 
 
 @pytest.fixture
@@ -50,12 +51,12 @@ def test_who_falls_short_is_named(learn: ModuleType, tmp_path: Path, monkeypatch
     # untrained 1, 2 and 3 in every run; twice their mean is 4
     made_up = {"sac": (0.5, 4.1), "iql": (4.1, 4.1), "cql": (5.0, 4.0)}
 
-    def runs(commands: dict[Path, list[str]], steps: int, workers: int) -> None:
-        for out in commands:
+    def runs(jobs: list[Job], available: Resources) -> None:
+        for job in jobs:
             for seed in range(3):
-                folder = out / f"seed{seed}"
+                folder = job.out / f"seed{seed}"
                 folder.mkdir(parents=True)
-                offline, online = (value + (seed - 1) for value in made_up[out.name])
+                offline, online = (value + (seed - 1) for value in made_up[job.out.name])
                 lines = ["step,phase,normalized_score", f"0,offline,{seed + 1}", "5000,offline,99"]
                 lines += [f"20000,offline,{offline}", "22500,online,99", f"25000,online,{online}"]
                 (folder / "eval.csv").write_text("\n".join(lines) + "\n")

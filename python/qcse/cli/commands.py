@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..config.commands import BenchArgs, CollectArgs, DemoArgs, EvalArgs, MazeCollectArgs, ReportArgs, SweepArgs
 from ..envs import trust
 from ..envs.names import is_maze
+from ..errors import printable
 from .arguments import parse
 
 
@@ -94,13 +98,20 @@ def demo(argv: list[str]) -> int:
     args = parse(DemoArgs, "demo", argv)
     from .demo import demo
 
-    return demo(args)
+    with _resumable("demo", argv):
+        demo(args)
+    return 0
 
 
-def _read(path: Path) -> dict[str, Any]:
-    from ..runs.sweep import read_file
-
-    return read_file(path)
+@contextmanager
+def _resumable(command: str, argv: Sequence[str]) -> Iterator[None]:
+    """Say, where Ctrl-C or a signal ends the block, how it is continued."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = printable(shlex.join(["qcse", command, *argv]))
+        print(f"stopped; what was trained is saved. The same command goes on: {again}", file=sys.stderr)
+        raise
 
 
 def sweep(argv: list[str]) -> int:
@@ -110,16 +121,23 @@ def sweep(argv: list[str]) -> int:
     peek = argparse.ArgumentParser(prog="qcse sweep", add_help=False, allow_abbrev=False)
     peek.add_argument("--file", type=Path)
     path = peek.parse_known_args(own)[0].file
-    given = {} if path is None else _read(path)
-    extra = [*map(str, given.pop("extra", ())), *extra]
+    given, grid = dict[str, Any](), dict[str, list[Any]]()
+    if path is not None:
+        from ..runs.sweep import read_file
+
+        given, before, grid = read_file(path)
+        extra = [*before, *extra]
     args = parse(SweepArgs, "sweep", own, SweepArgs(**given))
     from ..report import report
+    from ..runs.grid import from_words
     from ..runs.sweep import sweep
+    from .train import configuration
 
     def finish(runs: Sequence[Path], out: Path) -> None:
         print(report(runs, out / "report"))
 
-    sweep(args, extra, finish)
+    with _resumable("sweep", argv):
+        sweep(args, extra, grid | from_words(args.grid), configuration, finish)
     return 0
 
 

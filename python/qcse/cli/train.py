@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +59,12 @@ def train(argv: list[str]) -> int:
     return _run(config, resume)
 
 
-def configuration(argv: list[str]) -> TrainConfig:
+def configuration(argv: Sequence[str]) -> TrainConfig:
     """The options of the run that `qcse train` with these words would start."""
     return _configuration(argv, _peek(argv))
 
 
-def _configuration(argv: list[str], known: argparse.Namespace) -> TrainConfig:
+def _configuration(argv: Sequence[str], known: argparse.Namespace) -> TrainConfig:
     task = None if known.task is None else find_task(known.task)
     if known.resume is not None:
         from ..runs.folder import stored_config
@@ -87,7 +88,7 @@ def _configuration(argv: list[str], known: argparse.Namespace) -> TrainConfig:
     return config
 
 
-def _peek(argv: list[str]) -> argparse.Namespace:
+def _peek(argv: Sequence[str]) -> argparse.Namespace:
     """The options that decide which defaults the others have."""
     parser = argparse.ArgumentParser(prog="qcse train", add_help=False, allow_abbrev=False)
     parser.add_argument("--algo")

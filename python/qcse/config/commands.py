@@ -119,8 +119,9 @@ class DemoArgs:
 
 @dataclass
 class SweepArgs:
-    """Train algorithms x bonuses x tasks x seeds, several seeds in each process, and report. The same command continues
-    a sweep that was stopped. What follows -- goes to every `qcse train`, for example -- --batch-size 128."""
+    """Train algorithms x bonuses x tasks x grid x seeds, several seeds in each process, and report. Runs that differ
+    only in what acts online share their pre-training. The same command continues a sweep that was stopped; with more
+    online steps it extends it. What follows -- goes to every `qcse train`, for example -- --batch-size 128."""
 
     out: Path = Path("runs/sweep")
     """Folder for the runs, sweep.json and the report."""
@@ -146,10 +147,21 @@ class SweepArgs:
     """Updates on the dataset."""
     online_steps: int = 250_000
     """Environment steps of fine-tuning."""
-    workers: int = 1
-    """Processes at a time."""
+    grid: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An option of `qcse train` and its values, such as bonus.k=5,10,25; may be given several times. All combinations
+    are trained. In the file: a table [grid] of lists."""
+    workers: int | None = None
+    """Processes at a time, at most. None: as many as the GPUs hold; without a GPU one for every two cores."""
+    cores: int | None = None
+    """CPU threads of all processes together, at most, which are divided among them. None: the cores there are."""
+    runs_per_gpu: int = 1
+    """Processes that share a GPU. Each sees one GPU; what finds no place waits."""
     launcher: str = "processes"
     """What trains the runs. processes: some of this machine, several at a time."""
+    estimate: bool = True
+    """Measure some updates of each kind before the start, for an estimate of the time."""
+    dry_run: bool = False
+    """Print the runs and the estimate, and train nothing."""
 
 
 @dataclass
@@ -294,7 +306,7 @@ RANGES = {
     **dict.fromkeys(("steps", "offline_steps", "online_steps", "policy_rows", "learning_starts", "warm_up"), STEPS),
     **dict.fromkeys(("replay_rows", "eval_every"), COUNT),
     **dict.fromkeys(("seed", "first_seed"), SEED),
-    **dict.fromkeys(("seeds", "batch_seeds", "workers"), Range(1, 10_000)),
+    **dict.fromkeys(("seeds", "batch_seeds", "workers", "cores", "runs_per_gpu"), Range(1, 10_000)),
     **dict.fromkeys(("episodes", "actions", "rounds", "updates"), Range(1, 1_000_000)),
     **dict.fromkeys(("hidden", "policy_hidden", "critic_hidden", "state_dim", "action_dim"), WIDTH),
     "batch_size": Range(1, 10**8),

@@ -100,7 +100,7 @@ class Experiment:
             self.fingerprint = data.fingerprint()  # before it is scaled in place
             columns = self._columns(data)
             facts = {"source": data.source, "task": config.task, "path": data.path, "rows": len(data)}
-            self.data_facts = data.metadata | facts
+            self.data_facts = data.metadata | facts | {"episodes": int(np.count_nonzero(data.episode_end))}
         elif dataset_of is not None:
             self.mean, self.spread, columns = dataset_of.mean, dataset_of.spread, dataset_of.buffer.dataset
         self.buffer: ReplayBuffer = self._make_buffer(columns, learns)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,66 +18,81 @@ from tqdm import tqdm
 from ..errors import QcseError
 from .folder import run_folders
 from .layout import log_of
+from .resources import Job, Queue, Resources
 from .signals import WITH_PARENT, stop_signals
 
 
-def train_command(out: Path, options: Sequence[str]) -> list[str]:
-    """The command that starts the run in `out` with these options, or continues it where it has begun."""
+def train_command(job: Job) -> list[str]:
+    """The command that starts a job's run, or continues it where it has begun."""
     command = [sys.executable, "-P", "-m", "qcse", "train"]  # -P: the installed package, not the folder we stand in
-    # The options go along with --resume, which refuses those that contradict what the run was started with.
-    return [*command, *options, *(["--resume"] if (out / "config.json").exists() else ["--out"]), str(out)]
+    command += job.words
+    if (job.out / "config.json").exists():
+        # The options go along with --resume, which refuses those that contradict what the run was started with.
+        return [*command, "--resume", str(job.out)]
+    source = [] if job.source is None else ["--init-from", str(job.source)]
+    return [*command, *source, "--out", str(job.out)]
 
 
-def run_all(runs: Mapping[Path, Sequence[str]], steps: int, workers: int) -> None:
-    """Train every run folder with its options, `workers` processes at a time, with a live line for each.
+def run_all(jobs: Sequence[Job], available: Resources) -> None:
+    """Train the run of every job, as many at a time as there is room for, with a live line for each.
 
     A process's output goes to <folder>.log. On an error, Ctrl-C or a hang-up the others are stopped; they save their
     checkpoints, so that the same call goes on where this one stopped. They stop, too, where this process is killed.
 
+    Args:
+        jobs: in the order in which they are wished for; one whose source is among them waits for it.
+        available: what they share.
+
     Raises:
         QcseError: a run failed; the message holds the end of its log.
     """
-    waiting = list(runs)
-    running: dict[Path, subprocess.Popen[bytes]] = {}
+    queue = Queue(jobs, available)
+    running: dict[Path, tuple[Job, subprocess.Popen[bytes]]] = {}
     bars: dict[Path, tqdm[Any]] = {}
     quiet = not sys.stderr.isatty()
+
     try:
         _stop_on_signals()
-        while waiting or running:
-            while waiting and len(running) < workers:
-                out = waiting.pop(0)
-                out.parent.mkdir(parents=True, exist_ok=True)
-                command = train_command(out, runs[out])
-                with open(log_of(out), "ab") as log:
-                    # In a session of its own: Ctrl-C reaches this process only, which then ends the others in order.
-                    # Nothing is written to the pipe; its end tells that this process is gone.
-                    running[out] = subprocess.Popen(
-                        command,
-                        stdout=log,
-                        stderr=log,
-                        stdin=subprocess.PIPE,
-                        start_new_session=True,
-                        env=os.environ | {WITH_PARENT: "1"},
-                    )
-                bars[out] = tqdm(total=steps, desc=out.name, unit="step", position=len(bars), disable=quiet)
+        while queue.waiting or running:
+            while (job := queue.start()) is not None:
+                bars[job.out] = tqdm(
+                    total=job.last - job.first, desc=job.out.name, unit="step", position=len(bars), disable=quiet
+                )
+                running[job.out] = job, _start(job, queue.places.environment(job))
             time.sleep(0.5)
-            for out, process in list(running.items()):
+            for job, process in list(running.values()):
                 ended = process.poll() is not None
-                _show(bars[out], out)
+                _show(bars[job.out], job)
                 if ended:
-                    _closed(running.pop(out))
+                    _closed(running.pop(job.out)[1])
                     if process.returncode != 0:
-                        raise QcseError(_failure(out, process.returncode))
+                        raise QcseError(_failure(job.out, process.returncode))
+                    queue.finish(job)
                     if quiet:
-                        print(f"{out.name}: complete, score {_score(out)}", flush=True)
+                        print(f"{job.out.name}: complete, {_result(job.out)}", flush=True)
     finally:
-        for process in running.values():
+        for _, process in running.values():
             process.terminate()  # it saves its checkpoint
-        for process in running.values():
+        for _, process in running.values():
             process.wait()
             _closed(process)
         for bar in bars.values():
             bar.close()
+
+
+def _start(job: Job, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_of(job.out), "ab") as log:
+        # In a session of its own: Ctrl-C reaches this process only, which then ends the others in order.
+        # Nothing is written to the pipe; its end tells that this process is gone.
+        return subprocess.Popen(
+            train_command(job),
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            env=os.environ | environment | {WITH_PARENT: "1"},
+        )
 
 
 def _closed(process: subprocess.Popen[bytes]) -> None:
@@ -110,17 +125,18 @@ def _failure(out: Path, code: int) -> str:
     return f"the run {out} ended with exit code {code}; the end of {log_of(out)}:\n{last}"
 
 
-def _score(out: Path) -> str:
-    """Mean over the folder's seeds of their last scores (returns, where there is no reference)."""
+def _result(out: Path) -> str:
+    """Mean over the folder's seeds of their last scores, or returns where there is no reference."""
     last = [found[-1] for folder in run_folders(out) if (found := rows(folder / "eval.csv"))]
-    scores = [float(row["normalized_score"]) for row in last]
-    if not scores or any(score != score for score in scores):
-        scores = [float(row["return_mean"]) for row in last]
-    return f"{sum(scores) / len(scores):.1f}" if scores else "-"
+    for column, name in (("normalized_score", "score"), ("return_mean", "return")):
+        values = [float(row[column]) for row in last]
+        if values and all(value == value for value in values):
+            return f"{name} {sum(values) / len(values):.1f}"
+    return "no evaluation yet"
 
 
-def _show(bar: tqdm[Any], out: Path) -> None:
-    trained = [int(found[-1]["step"]) for folder in run_folders(out) if (found := rows(folder / "train.csv"))]
-    bar.n = min(trained, default=0)
-    bar.set_postfix_str(f"score {_score(out)}", refresh=False)
+def _show(bar: tqdm[Any], job: Job) -> None:
+    trained = [int(found[-1]["step"]) for folder in run_folders(job.out) if (found := rows(folder / "train.csv"))]
+    bar.n = max(0, min(trained, default=job.first) - job.first)
+    bar.set_postfix_str(_result(job.out), refresh=False)
     bar.refresh()

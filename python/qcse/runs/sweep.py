@@ -1,8 +1,7 @@
-"""`qcse sweep`: algorithms x bonuses x tasks x seeds, packed into batched processes, resumable."""
+"""`qcse sweep`: algorithms x bonuses x tasks x settings x seeds, in processes that share the machine, resumable."""
 
 from __future__ import annotations
 
-import itertools
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,92 +15,127 @@ from ..data.sources import source_of
 from ..data.tasks import find_task
 from ..envs import trust
 from ..envs.make import task_for
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..files import own
+from . import checkpoint
+from . import grid as grids
+from .estimate import measure_all
 from .folder import check_folder
 from .launch import run_all
+from .plan import Configure, Plan, arms_of, as_data, describe, plan
+from .resources import Job, Places, Resources, resources
 
-# What trains a sweep's runs: called with each run folder's options, the steps of each, and how many at a time.
-Launcher = Callable[[Mapping[Path, Sequence[str]], int, int], None]
+# What trains a sweep's runs: called with the jobs, sources before those that start from them, and what they share.
+Launcher = Callable[[Sequence[Job], Resources], None]
 LAUNCHERS: dict[str, Launcher] = {"processes": run_all}
 
 # What makes a sweep; the rest of SweepArgs says how it is run.
 OPTIONS = "algos bonuses envs datasets tasks seeds first_seed batch_seeds offline_steps online_steps".split()
+HOW = "workers cores runs_per_gpu launcher estimate".split()
 
 
-def sweep(args: SweepArgs, extra: Sequence[str], finish: Callable[[Sequence[Path], Path], None]) -> None:
-    """Run the sweep that `args` describes.
+def sweep(
+    args: SweepArgs,
+    extra: Sequence[str],
+    grid: grids.Grid,
+    configure: Configure,
+    finish: Callable[[Sequence[Path], Path], None],
+) -> None:
+    """Run the sweep that `args` describes, or say what it would run.
 
     Args:
         extra: words for every `qcse train`.
+        grid: further options, with the values that each is to have.
+        configure: what words for `qcse train` mean.
         finish: called with the run folders and the sweep's folder once all is trained, while it is still owned.
 
     Raises:
         ConfigError: the options make no sweep, or its folder holds another.
         QcseError: a run failed.
     """
-    definition = _definition(args, extra)
+    definition = _definition(args, extra, grid)
     out = Path(args.out)
-    runs = _runs(out, definition)
-    steps = definition["offline_steps"] + definition["online_steps"]
+    arms = arms_of(definition, configure)
     check_folder(out)
+    available = resources(args.workers, args.cores, args.runs_per_gpu, arms[0].config.device)
+    if args.dry_run:
+        _check_stored(out, definition)
+        print(_told(plan(out, arms, available), available, args.estimate))
+        return
     with own(out):
-        stored = out / "sweep.json"
-        if stored.exists() and (before := read_json(stored)) != definition:
-            changed = ", ".join(name for name in definition if before.get(name) != definition[name])
-            raise ConfigError(
-                f"out: {out} holds another sweep (it differs in: {changed}); give the options that it was started with "
-                "to continue it, or name another --out"
-            )
-        write_json(stored, definition)
-        print(f"{len(runs)} processes of up to {args.batch_seeds} seeds, {args.workers} at a time, {steps} steps each")
-        LAUNCHERS[args.launcher](runs, steps, args.workers)
-        finish(sorted(runs), out)
+        _check_stored(out, definition)
+        made = plan(out, arms, available)
+        print(_told(made, available, args.estimate), flush=True)
+        write_json(out / "sweep.json", definition)
+        write_json(out / "plan.json", as_data(made, out))
+        to_do = [job for job in made.jobs if not _is_complete(job)]
+        if len(to_do) < len(made.jobs):
+            print(f"{len(made.jobs) - len(to_do)} are complete")
+        LAUNCHERS[args.launcher](to_do, available)
+        finish(sorted(made.arms), out)
 
 
-def _runs(out: Path, definition: Mapping[str, Any]) -> dict[Path, list[str]]:
-    """Run folder -> its options.
-
-    Raises:
-        ConfigError: two runs would share a folder; on some systems letters' case does not tell names apart.
-    """
-    runs: dict[Path, list[str]] = {}
-    first, batch = definition["first_seed"], definition["batch_seeds"]
-    stop = first + definition["seeds"]
-    for task, algo, bonus, seed in itertools.product(
-        definition["tasks"], definition["algos"], definition["bonuses"], range(first, stop, batch)
-    ):
-        words = [*task["options"], "--algo", algo, "--bonus", bonus, "--seed", seed, "--seeds", min(batch, stop - seed)]
-        words += ["--offline-steps", definition["offline_steps"], "--online-steps", definition["online_steps"]]
-        name = f"{task['name']}-{algo}-{bonus}-from{seed}"
-        if name.lower() in {folder.name.lower() for folder in runs}:
-            raise ConfigError(
-                f"sweep: two runs would be called {name}; expected each environment with its dataset, task, algorithm "
-                "and bonus once, and datasets of one environment under different file names"
-            )
-        runs[out / name] = [*map(str, words), *definition["extra"]]
-    return runs
+def _is_complete(job: Job) -> bool:
+    """Whether a run has a checkpoint of its last step; where that cannot be told the run itself will say so."""
+    path = job.out / checkpoint.NAME
+    try:
+        return path.exists() and bool(checkpoint.load(path)["step"] >= job.last)
+    except (CheckpointError, OSError, KeyError, TypeError):
+        return False
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """Options of a sweep from a TOML file, named as on the command line, and `extra`, a list of words.
+def _check_stored(out: Path, definition: Mapping[str, Any]) -> None:
+    """ConfigError where a folder holds another sweep; one with fewer online steps is extended."""
+    stored = out / "sweep.json"
+    if not stored.exists():
+        return
+    before = {"grid": {}} | read_json(stored)  # earlier versions had no grid
+    changed = [name for name in definition if before.get(name) != definition[name]]
+    steps = before.get("online_steps")
+    if changed == ["online_steps"] and isinstance(steps, int) and steps < definition["online_steps"]:
+        return
+    if changed:
+        raise ConfigError(
+            f"out: {out} holds another sweep (it differs in: {', '.join(changed)}); give the options that it was "
+            "started with to continue it, more --online-steps to extend it, or name another --out"
+        )
+
+
+def _told(made: Plan, available: Resources, estimate: bool) -> str:
+    """The plan in words, with an estimate if that is wanted."""
+    rates = {}
+    if estimate:
+        places, environments = Places(available), list[dict[str, str]]()
+        for job in made.jobs:
+            if places.take(job):
+                environments.append(places.environment(job))
+        print(f"measuring some updates, {len(environments)} processes at a time ...", flush=True)
+        rates = measure_all([made.configs[job.out] for job in made.jobs], environments)
+    return describe(made, available, rates)
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], tuple[str, ...], grids.Grid]:
+    """A sweep in a TOML file: options, named as on the command line; `extra`, a list of words; the table `grid`.
 
     Raises:
         ConfigError: the file is not TOML, names an option that there is not, or gives one a value of another type.
         OSError: it cannot be read.
     """
     read = read_toml(path)
+    grid = grids.from_table(read.pop("grid", {}), str(path))
     hints = typing.get_type_hints(SweepArgs)
-    hints = {name: hints[name] for name in (*OPTIONS, "workers", "launcher")} | {"extra": tuple[str | int | float, ...]}
+    hints = {name: hints[name] for name in (*OPTIONS, *HOW)} | {"extra": tuple[str | int | float, ...]}
     unknown = [name for name in read if name not in hints]
     if unknown:
-        raise ConfigError(f"{path}: got unknown options {shown(unknown)}; expected some of {', '.join(sorted(hints))}")
-    return {name: conform(value, hints[name], f"{path}: {name}") for name, value in read.items()}
+        known = ", ".join(sorted([*hints, "grid"]))
+        raise ConfigError(f"{path}: got unknown options {shown(unknown)}; expected some of {known}")
+    options = {name: conform(value, hints[name], f"{path}: {name}") for name, value in read.items()}
+    return options, tuple(map(str, options.pop("extra", ()))), grid
 
 
-def _definition(args: SweepArgs, extra: Sequence[str]) -> dict[str, Any]:
+def _definition(args: SweepArgs, extra: Sequence[str], grid: grids.Grid) -> dict[str, Any]:
     """What makes the sweep, ready for sweep.json; `tasks` holds environments with their data and named tasks alike."""
-    check_least(args, 1, "seeds", "batch_seeds", "workers")
+    check_least(args, 1, "seeds", "batch_seeds", "workers", "cores", "runs_per_gpu")
     if args.launcher not in LAUNCHERS:
         raise ConfigError(f"launcher: got {args.launcher!r}, expected one of {', '.join(LAUNCHERS)}")
     if len(args.datasets) not in (0, len(args.envs)):
@@ -122,4 +156,4 @@ def _definition(args: SweepArgs, extra: Sequence[str]) -> dict[str, Any]:
         raise ConfigError("envs, tasks: got none; expected --envs with --datasets, or --tasks")
     options = {name: getattr(args, name) for name in OPTIONS if name not in ("envs", "datasets", "tasks")}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    return plain | {"tasks": tasks, "extra": list(extra)}
+    return plain | {"tasks": tasks, "extra": list(extra), "grid": grid}

@@ -251,12 +251,10 @@ def test_sweep_files_are_typed(content: str, message: str, tmp_path: Path) -> No
 def test_a_sweep_file_that_is_right(tmp_path: Path) -> None:
     path = tmp_path / "sweep.toml"
     path.write_text('algos = ["cql"]\ndatasets = ["a.hdf5"]\nseeds = 2\nextra = ["--log-every", 20]')
-    assert read_file(path) == {
-        "algos": ("cql",),
-        "datasets": (Path("a.hdf5"),),
-        "seeds": 2,
-        "extra": ("--log-every", 20),
-    }
+    options = {"algos": ("cql",), "datasets": (Path("a.hdf5"),), "seeds": 2}
+    assert read_file(path) == (options, ("--log-every", "20"), {})
+    path.write_text('[grid]\n"bonus.k" = [5, 10]\nnet.policy-hidden = [[64, 64], [256]]')
+    assert read_file(path) == ({}, (), {"bonus.k": [5, 10], "net.policy_hidden": [[64, 64], [256]]})
     path.write_bytes(b"algos = ['\xff']")
     with pytest.raises(ConfigError, match="is not UTF-8"):
         read_file(path)

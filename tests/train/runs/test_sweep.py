@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from support import QUICK, qcse_command
+from support import QUICK, equal, qcse_command
+from test_resume import rows
 
 from qcse.config import from_dict
+from qcse.runs import checkpoint
 
 
 @pytest.mark.slow
@@ -21,13 +23,30 @@ def test_sweep_is_killed_and_continued(hopper_data: Path, tmp_path: Path, qcse) 
     lines = ['envs = ["Hopper-v5"]', f'datasets = ["{hopper_data}"]', 'algos = ["cql"]', "seeds = 3"]
     (tmp_path / "sweep.toml").write_text("\n".join([*lines, 'extra = ["--eval-every", "20"]']))
     command = ["sweep", "--file", "sweep.toml", "--batch-seeds", 2, "--offline-steps", 30, "--online-steps", 30]
-    command += ["--workers", 2, "--out", "s", "--", "--log-every", 10, "--checkpoint-seconds", 0.1, *QUICK]
-    process = subprocess.Popen(qcse_command(*command), cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL)
+    command += [
+        "--workers",
+        2,
+        "--no-estimate",
+        "--out",
+        "s",
+        "--",
+        "--log-every",
+        10,
+        "--checkpoint-seconds",
+        0.1,
+        *QUICK,
+    ]
+    process = subprocess.Popen(
+        qcse_command(*command), cwd=tmp_path, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(tmp_path.glob("s/*/seed0/train.csv")):
+    while time.monotonic() < deadline and not list(tmp_path.glob("s/*/*/seed0/train.csv")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "The same command goes on: qcse sweep --file sweep.toml --batch-seeds 2" in said
 
     other = qcse(*command[:3], "--seeds", 5, *command[3:])
     assert other.returncode == 1 and "seeds" in other.stderr and "another sweep" in other.stderr
@@ -35,18 +54,34 @@ def test_sweep_is_killed_and_continued(hopper_data: Path, tmp_path: Path, qcse) 
     result = qcse(*command, check=True)
     assert "Across" not in result.stderr and "IQM" in result.stdout
     finished = sorted(path.parent.relative_to(tmp_path / "s").as_posix() for path in tmp_path.glob("s/**/eval.csv"))
-    want = [f"Hopper-v5-cql-{bonus}-from0/seed{s}" for bonus in ("none", "qcse") for s in (0, 1)]
-    assert finished == sorted([*want, "Hopper-v5-cql-none-from2", "Hopper-v5-cql-qcse-from2"])
+    kinds = ("Hopper-v5-cql-none", "Hopper-v5-cql-qcse", "pretrained/Hopper-v5-cql")
+    assert finished == sorted([*(f"{kind}-from0/seed{s}" for kind in kinds for s in (0, 1)),
+                               *(f"{kind}-from2" for kind in kinds)])  # fmt: skip
+    assert "offline updates: 60 instead of 120" in result.stdout
+    # What the runs did, not what the plan says: offline once for each batch of seeds, online in each arm.
+    done = [rows(tmp_path / "s" / name / "train.csv") for name in finished if "seed1" not in name]
+    assert sum(int(run[-1]["step"]) - int(run[0]["step"]) + 10 for run in done) == 2 * 30 + 4 * 30
+    whole = ["train", "--algo", "cql", "--bonus", "qcse", "--env", "Hopper-v5", "--dataset", hopper_data, "--seed", 2]
+    whole += ["--offline-steps", 30, "--online-steps", 30, "--eval-every", 20, "--log-every", 10, *QUICK]
+    qcse(*whole, "--out", "whole", check=True)
+    states = [checkpoint.load(tmp_path / out / checkpoint.NAME) for out in ("whole", "s/Hopper-v5-cql-qcse-from2")]
+    for part in ("agent", "reward", "streams", "episodes", "buffer"):
+        assert equal(states[0][part], states[1][part]), part
     assert (tmp_path / "s" / "report" / "report.html").exists() and (tmp_path / "s" / "report" / "curves.png").exists()
     for name in ("cql + qcse", "0, 1, 2"):
         assert name in result.stdout
     again = qcse(*command, check=True)
-    assert again.stdout.splitlines()[-1] == result.stdout.splitlines()[-1]
+    assert again.stdout.splitlines()[-1] == result.stdout.splitlines()[-1] and "6 are complete" in again.stdout
+    command[command.index("--online-steps") + 1] = 40
+    extended = qcse(*command, check=True)
+    assert "complete: " not in extended.stdout.partition("environment")[0].replace("2 are complete", "")
+    assert all(int(rows(path)[-1]["step"]) == 70 for path in tmp_path.glob("s/Hopper*/**/eval.csv"))
+    assert "6 complete" in qcse("status", "s", check=True).stdout
 
 
 def test_a_failing_run_is_named_with_the_end_of_its_log(hopper_data: Path, tmp_path: Path, qcse) -> None:
     command = ["sweep", "--envs", "HalfCheetah-v5", "--datasets", hopper_data, "--algos", "cql", "--bonuses", "none"]
-    result = qcse(*command, "--offline-steps", 5, "--online-steps", 5, "--out", "s")
+    result = qcse(*command, "--offline-steps", 5, "--online-steps", 5, "--no-estimate", "--out", "s")
     assert result.returncode == 1 and "Traceback" not in result.stderr
     for word in ("HalfCheetah-v5-cql-none-from0", "11", "17"):
         assert word in result.stderr
@@ -63,6 +98,14 @@ def test_a_failing_run_is_named_with_the_end_of_its_log(hopper_data: Path, tmp_p
         (["--tasks", "hoper-medium"], "near matches: hopper-medium-v2"),
         (["--file", "none.toml"], "none.toml"),
         (["--file", "odd.toml"], "sedes"),
+        (["--envs", "Hopper-v5", "--grid", "bonus.kk=3"], "unknown option 'bonus.kk' (near matches: bonus.k"),
+        (["--envs", "Hopper-v5", "--grid", "bonus.k"], "expected an option and its values, such as bonus.k=5,10,25"),
+        (["--envs", "Hopper-v5", "--grid", "bonus.k=5,many"], "bonus.k: got the text 'many', expected a whole number"),
+        (["--envs", "Hopper-v5", "--grid", "bonus.k=5,5"], "bonus.k has a value twice"),
+        (["--envs", "Hopper-v5", "--grid", "bonus.k=5", "--grid", "bonus.k=6"], "bonus.k is there twice"),
+        (["--envs", "Hopper-v5", "--grid", "algo=cql,iql"], "a sweep has --algos"),
+        (["--tasks", "hopper-replay", "--grid", "bonus.k=0"], "bonus.k: got 0, expected 1 or more"),
+        (["--envs", "Hopper-v5", "--workers", "0"], "workers: got 0"),
     ],
 )
 def test_bad_sweeps_are_named(words: list[str], message: str, tmp_path: Path, qcse) -> None:
@@ -77,7 +120,7 @@ def test_datasets_of_one_environment_are_told_apart(hopper_data: Path, tmp_path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(hopper_data, tmp_path / name)
     command = ["sweep", "--envs", "Hopper-v5", "Hopper-v5", "--algos", "iql", "--bonuses", "none", "--seeds", 1]
-    command += ["--offline-steps", 2, "--online-steps", 0, "--out", "s", "--datasets"]
+    command += ["--offline-steps", 2, "--online-steps", 0, "--no-estimate", "--out", "s", "--datasets"]
     refused = qcse(*command, "a.hdf5", "other/a.hdf5")
     assert refused.returncode == 1 and "two runs would be called Hopper-v5-a-iql-none-from0" in refused.stderr
     assert not (tmp_path / "s").exists()
@@ -96,7 +139,19 @@ def test_a_combination_that_is_there_twice_is_refused(words: list[str], tmp_path
 def endless_sweep(tmp_path: Path, hopper_data: Path) -> tuple[subprocess.Popen[bytes], int]:
     """A sweep whose only run would take hours, and the process number of its trainer."""
     command = ["sweep", "--envs", "Hopper-v5", "--datasets", hopper_data, "--algos", "iql", "--bonuses", "none"]
-    command += ["--seeds", 1, "--offline-steps", 10**7, "--online-steps", 0, "--out", "s", "--", *QUICK]
+    command += [
+        "--seeds",
+        1,
+        "--offline-steps",
+        10**7,
+        "--online-steps",
+        0,
+        "--no-estimate",
+        "--out",
+        "s",
+        "--",
+        *QUICK,
+    ]
     process = subprocess.Popen(qcse_command(*command), cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("s/*/checkpoint.pt")):
