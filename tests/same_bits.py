@@ -60,7 +60,8 @@ def train(words: list[str], site: Path | None) -> None:
 def compared(before: Path, now: Path) -> tuple[list[str], str]:
     """What differs between two run folders, and what was looked at."""
     a, b = results(before), results(now)
-    found = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+    names = {name for name in a.keys() | b.keys() if not name.startswith("kept ")}  # which earlier versions do not keep
+    found = sorted(name for name in names if a.get(name) != b.get(name))
     tables = [rows for name, rows in a.items() if name.endswith(".csv")]
     return (
         found,

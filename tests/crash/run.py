@@ -36,7 +36,8 @@ QUICK = """
 # A ring of four segments at least has segments; the one with references 'buffer' has.
 RUNS = {
     "cal_ql qcse batch": "--algo cal_ql --bonus qcse --bonus.references batch --offline-steps 300 --online-steps 500",
-    "cal_ql rnd 3 seeds": "--algo cal_ql --bonus rnd --seeds 3 --offline-steps 150 --online-steps 300",
+    "cal_ql rnd 3 seeds": "--algo cal_ql --bonus rnd --seeds 3 --offline-steps 150 --online-steps 300 "
+    "--keep-checkpoints evaluations",
     "cql qcse buffer": "--algo cql --bonus qcse --bonus.references buffer --offline-steps 100 --online-steps 4200 "
     "--learning-starts 3500 --log-every 100 --eval-every 1000",
     "cql qcse 3 seeds": "--algo cql --bonus qcse --seeds 3 --offline-steps 150 --online-steps 300",
@@ -44,12 +45,16 @@ RUNS = {
     "--learning-starts 50 --random-steps 50 --updates-per-step 2 --online-steps 400",
     "rlpd rnd": "--algo rlpd --bonus rnd --net.critics 3 --learning-starts 50 --random-steps 50 --updates-per-step 2 "
     "--online-steps 600",
+    "cal_ql qcse pretrained": "--algo cal_ql --bonus qcse --init-from SOURCE --online-steps 500",
 }
+SOURCE = "--algo cal_ql --offline-steps 150 --online-steps 0"  # what the one named SOURCE is started with
 TIMED = ("wall_seconds", "steps_per_second")  # what the clock decides
 
 
 def command(words: str, out: Path, resume: bool) -> list[str]:
-    options = ["--resume", str(out)] if resume else [*QUICK.split(), *words.split(), "--out", str(out)]
+    source = str(out.parents[1] / "source")
+    told = [source if word == "SOURCE" else word for word in words.split()]
+    options = ["--resume", str(out)] if resume else [*QUICK.split(), *told, "--out", str(out)]
     data = [] if resume else ["--dataset", str(embedded("hopper-replay.hdf5"))]
     return [sys.executable, "-P", "-m", "qcse", "train", *options, *data]
 
@@ -80,6 +85,10 @@ def results(out: Path) -> dict[str, Any]:
     parts = ("agent", "reward", "buffer", "streams", "environments", "episodes", "metrics", "observation_scale", "step")
     for name in parts:
         found[name] = flat(state[name])
+    found["buffer"].pop("segment_size", None)  # how it lies on the disk, which earlier versions do not say
+    for path in sorted(out.glob(f"{checkpoint.KEPT}/*.pt")):
+        kept = checkpoint.load(path)
+        found[f"kept {path.name}"] = {name: flat(kept[name]) for name in parts if name in kept}
     return found
 
 
@@ -175,6 +184,8 @@ def main() -> None:
         folders = [root / str(i) for i in range(len(RUNS) + 2)]
         for folder in folders:
             folder.mkdir()
+        process = started(SOURCE, root / "source")
+        assert process.wait() == 0, process.stderr.read()  # type: ignore[union-attr]
         jobs = [
             pool.submit(torment, name, share, folder, shim, args.seed)
             for name, share, folder in zip(RUNS, shares, folders, strict=False)
