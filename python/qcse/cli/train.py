@@ -44,19 +44,17 @@ def train(argv: list[str]) -> int:
     end_with_parent()
     known = _peek(argv)
     trust.from_command_line(known.trust, known.env)
-    config, resume = _configuration(argv, known), known.resume
-    if known.go_on and resume is None:
+    if known.go_on and known.resume is None:
         from ..runs.folder import folder_of
 
-        resume = out if ((out := folder_of(config)) / "config.json").is_file() else None
-        if resume is not None:
-            known.resume = resume
-            config = _configuration(argv, known)
+        out = known.out or folder_of(_configuration(argv, known))
+        known.resume = out if (out / "config.json").is_file() else None
+    config = _configuration(argv, known)
     if config.task is not None and config.dataset == (task := find_task(config.task)).path:
         from ..data.download import task_file
 
         task_file(task)
-    return _run(config, resume)
+    return _run(config, known.resume)
 
 
 def configuration(argv: Sequence[str]) -> TrainConfig:
@@ -98,6 +96,7 @@ def _peek(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dataset", default="")
     parser.add_argument("--bonus")
     parser.add_argument("--resume", type=Path)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--init-from", type=Path)
     parser.add_argument("--continue", action="store_true", dest="go_on")
     parser.add_argument(trust.SWITCH, action="store_true", dest="trust")
@@ -144,7 +143,9 @@ def _run(config: TrainConfig, resume: Path | None) -> int:
                     f"resume: {out} was trained with other seeds; continue them all with --resume {group}"
                 )
             stack.enter_context(own(out))
-            refuse_contradictions(stored_config(out), config, out)
+            stored = stored_config(out)
+            refuse_contradictions(stored, config, out)
+            config.out = stored.out  # as the folder was named then
             # A run that was stopped before its first checkpoint has nothing to lose and starts again.
             trainer = Trainer(config, out, checkpoint.load_run(out))
             if trainer.finished:

@@ -352,5 +352,8 @@ def test_extending_and_going_on_by_the_command_line(hopper_data: Path, tmp_path:
     arm = ["train", "--init-from", "run", "--bonus", "qcse", "--bonus.k", 5, "--online-steps", 10, "--continue"]
     assert "run complete: runs/Hopper-v5-cql-qcse-seed0" in qcse_here(*arm, check=True)[1]
     assert "is complete (20 steps)" in qcse_here(*arm, check=True)[1]
+    (tmp_path / "run").rename(tmp_path / "elsewhere")  # with --out the source is not asked once the run has begun
+    arm += ["--out", "runs/Hopper-v5-cql-qcse-seed0"]
+    assert "is complete (20 steps)" in qcse_here(*arm, check=True)[1]
     with open(tmp_path / "runs" / "Hopper-v5-cql-qcse-seed0" / "eval.csv", newline="") as file:
         assert [(row["step"], row["phase"]) for row in csv.DictReader(file)] == [("10", "offline"), ("20", "online")]
