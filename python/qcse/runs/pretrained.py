@@ -128,6 +128,11 @@ def _find(path: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
             f"init_from: {folder} has no offline phase whose end could be meant; name one of its checkpoints"
             + _kept(folder)
         )
+    if config.init_from is not None:
+        raise CheckpointError(
+            f"init_from: {folder} has no offline phase of its own, it started from {config.init_from}; name that one, or "
+            "one of its checkpoints" + _kept(folder)
+        )
     kept = checkpoint.kept(folder, end)
     if kept.exists():
         return kept, checkpoint.load(kept)

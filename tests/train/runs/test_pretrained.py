@@ -284,6 +284,9 @@ def test_a_source_that_is_none_is_named(pre: Path, countdown_data: Path, tmp_pat
     online = tmp_path / "online"
     train(options("sac", countdown_data, offline_steps=0, keep_checkpoints="evaluations"), online)
     assert f"{checkpoint.KEPT}/step000000040.pt" in refused(online, *words)
+    arm = tmp_path / "fine-tuned"
+    train(options("cql", countdown_data, init_from=pre), arm)
+    assert f"it started from {pre}; name that one" in refused(arm, *words)
     contradicting = refused(pre, "--env", "Hopper-v5", *words)
     assert "'QcseCountdown-v0', got 'Hopper-v5'" in contradicting
 
