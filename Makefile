@@ -41,7 +41,7 @@ demo: install  ## offline-to-online on the embedded Hopper data, with and withou
 
 demo-maze: install  ## the same with Cal-QL on the embedded maze, whose only reward is at its far end
 	$(BIN)/qcse sweep --tasks pointmaze-umaze --algos cal_ql --bonuses none qcse --seeds 2 --workers 2 \
-	  --offline-steps 300 --online-steps 2000 --out runs/demo-maze -- --threads 1
+	  --offline-steps 300 --online-steps 2000 --out runs/demo-maze
 
 test: install  ## all tests, spread over JOBS processes
 	$(BIN)/pytest tests --numprocesses $(JOBS) --dist worksteal

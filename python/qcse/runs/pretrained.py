@@ -130,8 +130,8 @@ def _find(path: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
         )
     if config.init_from is not None:
         raise CheckpointError(
-            f"init_from: {folder} has no offline phase of its own, it started from {config.init_from}; name that one, or "
-            "one of its checkpoints" + _kept(folder)
+            f"init_from: {folder} has no offline phase of its own, it started from {config.init_from}; name that one, "
+            "or one of its checkpoints" + _kept(folder)
         )
     kept = checkpoint.kept(folder, end)
     if kept.exists():
