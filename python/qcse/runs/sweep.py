@@ -31,6 +31,10 @@ LAUNCHERS: dict[str, Launcher] = {"processes": run_all}
 
 # What makes a sweep; the rest of SweepArgs says how it is run.
 OPTIONS = "algos bonuses envs datasets tasks seeds first_seed batch_seeds offline_steps online_steps".split()
+# What words behind -- may not say, as each run has its own, or has none.
+SET_HERE = "--algo --bonus --env --dataset --task --seed --seeds --offline-steps --online-steps --out".split()
+SET_HERE += ["--init-from", "--resume", "--continue"]
+REMEDY = "expected options that are the same for all; --algos, --bonuses, --seeds, --grid, ... say what differs"
 HOW = "workers cores runs_per_gpu launcher estimate".split()
 
 
@@ -155,5 +159,8 @@ def _definition(args: SweepArgs, extra: Sequence[str], grid: grids.Grid) -> dict
     if not tasks:
         raise ConfigError("envs, tasks: got none; expected --envs with --datasets, or --tasks")
     options = {name: getattr(args, name) for name in OPTIONS if name not in ("envs", "datasets", "tasks")}
+    named = [word for word in extra if word.partition("=")[0].replace("_", "-") in SET_HERE]
+    if named:
+        raise ConfigError(f"extra: got {', '.join(named)} behind --, which a sweep decides for each run; {REMEDY}")
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
     return plain | {"tasks": tasks, "extra": list(extra), "grid": grid}

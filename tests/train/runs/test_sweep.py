@@ -106,6 +106,7 @@ def test_a_failing_run_is_named_with_the_end_of_its_log(hopper_data: Path, tmp_p
         (["--envs", "Hopper-v5", "--grid", "algo=cql,iql"], "a sweep has --algos"),
         (["--tasks", "hopper-replay", "--grid", "bonus.k=0"], "bonus.k: got 0, expected 1 or more"),
         (["--envs", "Hopper-v5", "--workers", "0"], "workers: got 0"),
+        (["--tasks", "hopper-replay", "--", "--seed", "3", "--init_from=x"], "got --seed, --init_from=x behind --"),
     ],
 )
 def test_bad_sweeps_are_named(words: list[str], message: str, tmp_path: Path, qcse) -> None:
