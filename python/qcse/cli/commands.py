@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def sweep(argv: list[str]) -> int:
     def finish(runs: Sequence[Path], out: Path) -> None:
         print(report(runs, out / "report"))
 
-    with _resumable("sweep", argv):
+    with nullcontext() if args.dry_run else _resumable("sweep", argv):
         sweep(args, extra, grid | from_words(args.grid), configuration, finish)
     return 0
 

@@ -10,8 +10,8 @@ from ..config.commands import DemoArgs, SweepArgs
 from ..config.ranges import check_least
 from ..data.tasks import embedded
 from ..report import report
+from ..report.runs import read_run
 from ..runs.folder import run_folders, stored_config
-from ..runs.launch import rows
 from ..runs.resources import usable_cores
 from ..runs.sweep import sweep
 from .train import configuration
@@ -66,16 +66,8 @@ def _table(runs: Sequence[Path]) -> None:
     print("\nnormalised score (0: random policy, 100: expert; D4RL's constants)")
     print(f"{'bonus':<8}{'seed':>5}{'untrained':>12}{'offline':>10}{'fine-tuned':>12}{'best online':>13}")
     for run in runs:
-        config = stored_config(run)
-        assert config.init_from is not None
-        bonus = config.bonus.kind
-        for before, folder in zip(run_folders(config.init_from), run_folders(run), strict=True):
-            untrained = _scores(before)[0]
-            offline, *online = _scores(folder)
-            seed = folder.name.removeprefix("seed") if folder != run else "0"
-            print(f"{bonus:<8}{seed:>5}{untrained:>12.1f}{offline:>10.1f}{online[-1]:>12.1f}{max(online):>13.1f}")
+        bonus = stored_config(run).bonus.kind
+        for one in map(read_run, run_folders(run)):
+            untrained = f"{one.values[0]:.1f}" if one.steps[0] == 0 else "-"  # where the pre-training is still there
+            print(f"{bonus:<8}{one.seed:>5}{untrained:>12}{one.offline_end:>10.1f}{one.last:>12.1f}{one.best:>13.1f}")
     print()
-
-
-def _scores(folder: Path) -> list[float]:
-    return [float(row["normalized_score"]) for row in rows(folder / "eval.csv")]

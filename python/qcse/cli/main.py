@@ -27,7 +27,7 @@ commands:
   report    compare runs: table, learning curves (PNG), one HTML page
   status    which runs run, are complete, stopped, failed or waiting; --watch SECONDS
   data      tasks and datasets: list, info, check, convert, fetch
-  sweep     algorithms x bonuses x tasks x seeds, resumable, with a report
+  sweep     algorithms x bonuses x tasks x grid x seeds, resumable, with a report
   collect   write datasets in D4RL's layout: train SAC, or lead a body through a maze
   demo      a small offline-to-online run with and without the bonus, and its report
   bench     updates per second of the training step, side by side with CORL's

@@ -75,6 +75,11 @@ def _configuration(argv: Sequence[str], known: argparse.Namespace) -> TrainConfi
         defaults = source_config(known.init_from)
         trust.check_run(run_of(known.init_from), defaults.env)
         defaults = derived(defaults, known.algo, known.bonus)
+        if known.preset not in (None, defaults.preset):
+            raise ConfigError(
+                f"preset: got {known.preset!r}, but with --init-from options are those of that run, whose preset is "
+                f"{defaults.preset!r}; leave it out, and give what is to be otherwise by its own option"
+            )
     else:
         defaults = _defaults(known, task)
     values = {f.name: getattr(defaults, f.name) for f in dataclasses.fields(TrainConfig)}

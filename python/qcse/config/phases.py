@@ -15,9 +15,9 @@ OF_THE_NETWORKS = frozenset({
     "env", "task", "dataset", "d4rl_transitions", "action_units", "normalize_observations", "reward_scale",
     "reward_bias", "discount", "offline_steps",
 })  # fmt: skip
-# Of those, what cannot be otherwise: other networks, or other inputs.
+# What cannot be otherwise, beside that: sizes of networks, what they see, and names that stand for it.
 SHAPES = ("net.policy_hidden", "net.critic_hidden", "net.critics", "net.critic_layer_norm", "net.policy_layer_norm")
-MUST_FIT = ("env", "normalize_observations", *SHAPES)
+MUST_FIT = ("env", "task", "normalize_observations", *SHAPES)
 
 
 def bonus_acts_offline(config: TrainConfig) -> bool:
@@ -90,8 +90,8 @@ def check_fits(config: TrainConfig, source: TrainConfig, step: int, name: str) -
         wrong.append(f"offline_steps: {name} has done {step}, got {config.offline_steps}")
     if wrong:
         raise ConfigError(
-            f"init_from: the networks of {name} do not fit: {'; '.join(wrong)}. Leave these options out, or pre-train "
-            "with them (without --init-from)"
+            f"init_from: what was asked does not fit: {'; '.join(wrong)}. Leave these options out, or pre-train with "
+            "them (without --init-from)"
         )
     if bonus_acts_offline(config):
         raise ConfigError(

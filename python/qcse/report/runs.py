@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,17 @@ def read_run(path: Path) -> Run:
     if not by_step:
         which = "no evaluation that can be read" if left_out or rows else "no evaluation yet"
         raise ReportError(f"report: {path} holds {which}; let the run go on (`qcse train --resume {path}`)")
+    machine: dict[str, Any] = {}
+    try:
+        if (path / "machine.json").is_file():
+            machine = read_machine_facts(path / "machine.json")
+    except (QcseError, OSError) as error:
+        notes.append(f"Left out: {error if isinstance(error, QcseError) else _told(error, path)}")
+    wall_before = 0.0
+    try:
+        wall_before = _prepend(by_step, config, machine, names)
+    except ReportError as error:
+        notes.append(f"Left out: {str(error).removeprefix('report: ')}")
     steps = sorted(by_step)
     columns = {name: np.array([by_step[step][name] for step in steps]) for name in names}
     reference = REFERENCE_SCORES.get(task_family(str(config["env"])))
@@ -196,7 +207,6 @@ def read_run(path: Path) -> Run:
         values, unit = columns["normalized_score"], "normalised score"
         spread = spread * 100.0 / (reference[1] - reference[0])
     train: dict[str, NDArray[np.float64]] = {}
-    machine: dict[str, Any] = {}
     try:
         if (path / "train.csv").is_file():
             table, left_out = _read_rows(path / "train.csv", ("step",), (*DIAGNOSTICS, *LOSSES))
@@ -205,11 +215,6 @@ def read_run(path: Path) -> Run:
                 notes.append(f"{path.name}: {left_out} of the rows of train.csv cannot be read and are left out.")
     except ReportError as error:
         notes.append(f"Left out: {str(error).removeprefix('report: ')}")
-    try:
-        if (path / "machine.json").is_file():
-            machine = read_machine_facts(path / "machine.json")
-    except (QcseError, OSError) as error:
-        notes.append(f"Left out: {error if isinstance(error, QcseError) else _told(error, path)}")
     return Run(
         path=path,
         config=config,
@@ -219,10 +224,30 @@ def read_run(path: Path) -> Run:
         values=values,
         spread=spread,
         online=np.array([by_step[step]["online"] for step in steps], np.bool_),
-        wall_seconds=float(columns["wall_seconds"][-1]),
+        wall_seconds=float(columns["wall_seconds"][-1]) + wall_before,
         train=train,
         notes=notes,
     )
+
+
+def _prepend(
+    by_step: dict[int, dict[str, Any]], config: Mapping[str, Any], machine: Mapping[str, Any], names: Sequence[str]
+) -> float:
+    """Put the evaluations of a run's pre-training before its own, where another run did it for this seed and its folder
+    is there; returns how long that took, in seconds."""
+    facts, source = machine.get("init_from"), config.get("init_from")
+    seeds = facts.get("seeds") if isinstance(facts, dict) else None
+    if not isinstance(source, str) or not isinstance(seeds, list) or config["seed"] not in seeds:
+        return 0.0
+    place, first = Path(source), min(by_step)
+    folder = place.parent.parent if place.suffix == ".pt" else place
+    for path in (folder / f"seed{config['seed']}" / "eval.csv", folder / "eval.csv"):
+        if path.is_file():
+            rows, _ = _read_rows(path, ("step", *names), phase=True)
+            by_step |= {row["step"]: row | {"online": False} for row in rows
+                        if row["step"] < first and math.isfinite(row["return_mean"])}  # fmt: skip
+            return next((float(row["wall_seconds"]) for row in rows if row["step"] == first), 0.0)
+    return 0.0
 
 
 LARGEST, MOST_ROWS = 256 << 20, 500_000  # of a CSV file; a long run has some ten thousand rows
@@ -359,14 +384,25 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     return [Group(label, colours[label], members) for label, _, members in labelled]
 
 
+def _source(run: Run) -> dict[str, Any]:
+    """What a run that has another one's networks says of them."""
+    found = run.machine.get("init_from")
+    return found if isinstance(found, dict) else {}
+
+
+def borrowed(run: Run) -> bool:
+    """Whether a run began with networks that were pre-trained for another seed."""
+    seeds = _source(run).get("seeds")
+    return isinstance(seeds, list) and run.seed not in seeds
+
+
 def _settings(run: Run) -> dict[str, Any]:
     """The options that make the experiment. A dataset counts by its file's name, wherever it lies."""
     kept = {name: value for name, value in run.config.items() if name not in REPETITION}
     if kept.get("dataset"):
         kept["dataset"] = Path(str(kept["dataset"])).name
-    source = run.machine.get("init_from")  # of a run that has another one's networks
-    if isinstance(source, dict) and isinstance(source.get("algo"), str) and source["algo"] != run.config["algo"]:
-        kept["init_from.algo"] = source["algo"]
+    if isinstance(otherwise := _source(run).get("otherwise"), dict):  # what was pre-trained otherwise
+        kept |= {f"init_from.{name}": value for name, value in otherwise.items()}
     if run.config["bonus.kind"] == "none":  # options of a bonus that is not there
         kept = {name: value for name, value in kept.items() if not name.startswith("bonus.")}
     return kept

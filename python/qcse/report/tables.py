@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .runs import Group, Run
+from .runs import Group, Run, borrowed
 from .stats import improvement_interval, interquartile_mean, probability_of_improvement
 
 BOOTSTRAP_SAMPLES = 2000
@@ -165,6 +165,12 @@ def notes_on(groups: Sequence[Group], left_out: Sequence[str]) -> list[str]:
         if repeated:
             notes.append(
                 f"{group.label}: seed {', '.join(map(str, repeated))} is there more than once; it is no new sample."
+            )
+        shared = sorted({run.seed for run in group.runs if borrowed(run)})
+        if shared:
+            notes.append(
+                f"{group.label}: seed {', '.join(map(str, shared))} began with networks that were pre-trained for "
+                "another seed; of pre-training it is no new sample."
             )
     for run in runs:
         if not run.finished:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,14 +84,15 @@ def measure_all(configs: Sequence[TrainConfig], environments: Sequence[Mapping[s
     try:
         for process, share in zip(processes, shares, strict=False):
             assert process.stdin is not None
-            process.stdin.write(json.dumps([to_dict(config) for config in share]))
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # it has ended; why will be told below
+                process.stdin.write(json.dumps([to_dict(config) for config in share]))
+                process.stdin.close()
             process.stdin = None
         for process, share in zip(processes, shares, strict=False):
             answer, said = process.communicate()
             if process.returncode != 0:
                 last = said.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
-                raise QcseError(f"estimate: {last[0]}; --no-estimate starts without one")
+                raise QcseError(last[0])
             rates |= {kind_of(c): Rates(*r) for c, r in zip(share, json.loads(answer.splitlines()[-1]), strict=True)}
     finally:
         for process in processes:

@@ -22,7 +22,8 @@ from ..errors import ConfigError
 NAMED = {
     "algo": "--algos", "bonus.kind": "--bonuses", "bonus": "--bonuses", "env": "--envs", "task": "--tasks",
     "dataset": "--datasets", "seed": "--first-seed", "seeds": "--seeds", "out": "--out",
-    "init_from": "nothing: what several runs share is pre-trained once",
+    "init_from": "nothing for it: what several runs share is pre-trained once",
+    "fresh_optimizers": "nothing for it: its runs go on with the moments of pre-training",
 }  # fmt: skip
 
 Grid = dict[str, list[Any]]  # option -> its values, as JSON has them
@@ -73,7 +74,7 @@ def from_table(table: object, source: str) -> Grid:
 
 def _checked(read: Mapping[str, Any], where: str) -> Grid:
     grid: Grid = {}
-    for name, values in read.items():
+    for name, values in sorted(read.items()):  # in one order, as the names of the runs have it
         hint = _hint(name, where)
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{where}: {name} is {shown(values)}; expected a list of values")

@@ -36,20 +36,22 @@ def train_command(job: Job) -> list[str]:
 def run_all(jobs: Sequence[Job], available: Resources) -> None:
     """Train the run of every job, as many at a time as there is room for, with a live line for each.
 
-    A process's output goes to <folder>.log. On an error, Ctrl-C or a hang-up the others are stopped; they save their
-    checkpoints, so that the same call goes on where this one stopped. They stop, too, where this process is killed.
+    A process's output goes to <folder>.log. Where a run fails, those that do not start from it go on. On Ctrl-C or a
+    hang-up all are stopped; they save their checkpoints, so that the same call goes on where this one stopped. They
+    stop, too, where this process is killed.
 
     Args:
         jobs: in the order in which they are wished for; one whose source is among them waits for it.
         available: what they share.
 
     Raises:
-        QcseError: a run failed; the message holds the end of its log.
+        QcseError: runs failed; the message holds the ends of their logs.
     """
     queue = Queue(jobs, available)
     running: dict[Path, tuple[Job, subprocess.Popen[bytes]]] = {}
     bars: dict[Path, tqdm[Any]] = {}
     quiet = not sys.stderr.isatty()
+    failures: list[str] = []
 
     try:
         _stop_on_signals()
@@ -66,7 +68,13 @@ def run_all(jobs: Sequence[Job], available: Resources) -> None:
                 if ended:
                     _closed(running.pop(job.out)[1])
                     if process.returncode != 0:
-                        raise QcseError(_failure(job.out, process.returncode))
+                        failures.append(_failure(job.out, process.returncode))
+                        if lost := queue.fail(job):
+                            failures.append(
+                                f"not started, as they start from it: {', '.join(o.out.name for o in lost)}"
+                            )
+                        print(f"{job.out.name}: failed, exit code {process.returncode}", flush=True)
+                        continue
                     queue.finish(job)
                     if quiet:
                         print(f"{job.out.name}: complete, {_result(job.out)}", flush=True)
@@ -78,6 +86,8 @@ def run_all(jobs: Sequence[Job], available: Resources) -> None:
             _closed(process)
         for bar in bars.values():
             bar.close()
+    if failures:
+        raise QcseError("\n".join(failures))
 
 
 def _start(job: Job, environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainConfig, bonus_acts_offline, offline_options
+from ..config import TrainConfig, bonus_acts_offline, flat, offline_options, validate
 from ..errors import ConfigError
 from . import checkpoint
 from .estimate import Rates, kind_of
@@ -72,24 +72,32 @@ def arms_of(definition: Mapping[str, Any], configure: Configure) -> list[Arm]:
     arms: dict[str, Arm] = {}
     first, batch = definition["first_seed"], definition["batch_seeds"]
     stop = first + definition["seeds"]
+    varied: set[str] = set()
     for task, algo, bonus in itertools.product(definition["tasks"], definition["algos"], definition["bonuses"]):
-        for settings, seed in itertools.product(
-            combinations(definition["grid"], algo, bonus), range(first, stop, batch)
-        ):
+        for settings in combinations(definition["grid"], algo, bonus):
+            varied |= settings.keys()
             words = [*task["options"], "--algo", algo, "--bonus", bonus]
-            words += ["--seed", str(seed), "--seeds", str(min(batch, stop - seed))]
             words += ["--offline-steps", str(definition["offline_steps"])]
             words += ["--online-steps", str(definition["online_steps"]), *words_of(settings), *definition["extra"]]
-            name = f"{task['name']}-{algo}-{bonus}{label_of(settings)}-from{seed}"
-            if name.lower() in arms:
-                raise ConfigError(
-                    f"sweep: two runs would be called {name}; expected each environment with its dataset, task, "
-                    "algorithm and bonus once, and datasets of one environment under different file names"
-                )
-            config = configure(words)
-            offline = {option: value for option, value in settings.items() if option in offline_options(config)}
-            base = f"{task['name']}-{algo}{label_of(offline)}-from{seed}"
-            arms[name.lower()] = Arm(name, base, tuple(words), config)
+            meant = configure(words)
+            for option in settings:
+                if flat(meant)[option] != settings[option]:
+                    raise ConfigError(f"grid: {option} is given behind -- as well; expected it at one place only")
+            offline = {option: value for option, value in settings.items() if option in offline_options(meant)}
+            for seed in range(first, stop, batch):
+                config = dataclasses.replace(meant, seed=seed, seeds=min(batch, stop - seed))
+                validate(config)
+                name = f"{task['name']}-{algo}-{bonus}{label_of(settings)}-from{seed}"
+                if name.lower() in arms:
+                    raise ConfigError(
+                        f"sweep: two runs would be called {name}; expected each environment with its dataset, task, "
+                        "algorithm and bonus once, and datasets of one environment under different file names"
+                    )
+                base = f"{task['name']}-{algo}{label_of(offline)}-from{seed}"
+                own = (*words, "--seed", str(seed), "--seeds", str(config.seeds))
+                arms[name.lower()] = Arm(name, base, own, config)
+    for option in definition["grid"].keys() - varied:
+        raise ConfigError(f"grid: {option} is read by none of these algorithms and bonuses; leave it out")
     return list(arms.values())
 
 
@@ -163,13 +171,17 @@ def describe(made: Plan, available: Resources, rates: Mapping[str, Rates]) -> st
         row = [name, f"{config.seed}-{last}" if last > config.seed else str(last), offline, str(config.online_steps)]
         if rates:
             reached = max(job.first, steps_reached(job.out, config))
-            seconds[job.out] = rates[kind_of(config)].seconds(config, reached, job.last) if reached < job.last else 0.0
-        table.append([*row, str(job.threads), *([in_words(seconds[job.out])] if rates else [])])
+            left = reached < job.last
+            seconds[job.out] = rates[kind_of(config)].seconds(config, reached, job.last) if left else 0.0
+            about = in_words(seconds[job.out]) if left else "complete"
+        table.append([*row, str(job.threads), *([about] if rates else [])])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    at_a_time = f"{min(available.workers, len(made.jobs))} at a time" if available.workers > 1 else "one at a time"
-    where = f"{len(available.gpus)} GPUs" if available.gpus and any(job.gpu for job in made.jobs) else "no GPU"
-    lines.append(f"{len(made.jobs)} processes, {at_a_time} at most; {available.cores} CPU threads, {where}")
+    gpus = len(available.gpus) if any(job.gpu for job in made.jobs) else 0
+    room = [len(made.jobs), available.workers, available.cores // min(job.threads for job in made.jobs)]
+    at_once = max(1, min([*room, gpus * available.runs_per_gpu] if gpus else room))
+    told = [_count(len(made.jobs), "run"), f"{at_once} at a time at most", _count(available.cores, "CPU thread")]
+    lines.append(", ".join([*told, _count(gpus, "GPU")] if gpus else told))
     done, alone = made.updates
     if done < alone:
         lines.append(f"offline updates: {done:,} instead of {alone:,}, as runs share their pre-training")
@@ -177,6 +189,10 @@ def describe(made: Plan, available: Resources, rates: Mapping[str, Rates]) -> st
         total = seconds_for(made.jobs, available, seconds)
         lines.append(f"about {in_words(total)}, judged by a few updates of each kind on this machine")
     return "\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def steps_reached(out: Path, config: TrainConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import TrainConfig, check_fits, from_json
+from ..config import TrainConfig, check_fits, from_json, offline_options
 from ..errors import CheckpointError
 from ..learn.agents import AGENTS
 from ..learn.agents.sac import SAC
@@ -20,10 +21,22 @@ from .folder import group_of, stored_config
 
 
 def run_of(path: Path) -> Path:
-    """The run folder that a path given as init_from belongs to: a run folder, or one of its checkpoint files."""
-    if not path.is_file():
-        return path
-    return path.parent.parent if path.parent.name == checkpoint.KEPT else path.parent
+    """The run folder that a path given as init_from belongs to: a run folder, or one of its checkpoint files.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    folder = path
+    if path.is_file() or path.suffix == ".pt":
+        folder = path.resolve().parent
+        folder = folder.parent if folder.name == checkpoint.KEPT else folder
+    if not path.exists() or not (folder / "config.json").is_file():
+        what = f"there is no {path}" if not path.exists() else f"there is no {folder / 'config.json'}"
+        raise CheckpointError(
+            f"init_from: {path} is not a run folder, nor a checkpoint in one: {what}; expected the --out of a run that "
+            f"has been pre-trained, or a file in its {checkpoint.KEPT}/" + _kept(folder)
+        )
+    return folder
 
 
 def source_config(path: Path) -> TrainConfig:
@@ -48,7 +61,6 @@ class Pretrained:
         config: options of the run that it is of; where `path` is the folder of one seed of several, of that one.
         step: which that run had done.
         mean, spread: [D] each, that observations are standardised by.
-        facts: where it is from, for people: path, digest of the file, algorithm, step, seeds.
 
     Raises:
         CheckpointError: no run folder, none of its checkpoints is of the offline end, or it is damaged.
@@ -57,33 +69,46 @@ class Pretrained:
     def __init__(self, path: Path) -> None:
         self.path, folder = path, run_of(path)
         self.config = stored_config(folder)
-        group = group_of(folder)
+        group = group_of(folder)  # where several seeds were trained together
         self._file, self._state = _find(path, folder if group is None else group)
         with checkpoint.fitting(folder):
-            whole = from_json(self._state["config"], f"{self._file}: config")
-            self._all = whole
+            self._group = from_json(self._state["config"], f"{self._file}: config")
             self.step = _step_of(self._file, self._state)
             mean, spread = self._state["observation_scale"]
             self.mean: NDArray[np.float32] = mean.numpy()
             self.spread: NDArray[np.float32] = spread.numpy()
-        checkpoint.check_parameters(whole, self._state, folder)
+        checkpoint.check_parameters(self._group, self._state, folder)
         self.seeds = range(self.config.seed, self.config.seed + self.config.seeds)
-        self.facts = {
-            "checkpoint": self._file.absolute(),
-            "sha256": self._state["sha256"],
-            "algo": whole.algo,
-            "step": self.step,
-            "seeds": list(self.seeds),
-        }
 
     def check(self, config: TrainConfig) -> None:
-        """ConfigError where a run with these options cannot start from here."""
-        check_fits(config, self._all, self.step, str(self.path))
+        """ConfigError where a run with these options cannot start from here; a warning where it can, and its values
+        will be of another reward than those that were learnt."""
+        check_fits(config, self._group, self.step, str(self.path))
+        for name in ("discount", "reward_scale", "reward_bias"):
+            had, got = getattr(self._group, name), getattr(config, name)
+            if had != got:
+                learnt = f"it was {had} when {self.path} learnt its values, which go on as they are"
+                print(f"warning: {name} is {got}; {learnt}", file=sys.stderr)
+
+    def facts(self, config: TrainConfig) -> dict[str, Any]:
+        """Where the networks of a run with these options are from, for people and for reports: path, digest, algorithm,
+        step and seeds of the checkpoint; `otherwise`: the options with which its offline phase had others."""
+        had, has = offline_options(self._group), offline_options(config)
+        for name in ("seed", "seeds", "dataset", "device", "threads"):  # repetitions differ in them, too
+            had.pop(name)
+        return {
+            "checkpoint": self._file.absolute(),
+            "sha256": self._state["sha256"],
+            "algo": self._group.algo,
+            "step": self.step,
+            "seeds": list(self.seeds),
+            "otherwise": {name: had[name] for name in had if had[name] != has.get(name)},
+        }
 
     def check_data(self, config: TrainConfig, fingerprint: str) -> None:
         """CheckpointError where a run's data should be those of the pre-training and are not."""
         same = all(
-            getattr(config, name) == getattr(self._all, name)
+            getattr(config, name) == getattr(self._group, name)
             for name in ("dataset", "d4rl_transitions", "action_units")
         )
         if same and fingerprint and fingerprint != self._state["dataset"]:
@@ -96,7 +121,7 @@ class Pretrained:
     def row_of(self, seed: int) -> int:
         """Whose of the checkpoint's networks a seed starts with: its own, or one in turn."""
         place = (seed - self.seeds.start) % len(self.seeds)
-        return self.seeds.start - self._all.seed + place
+        return self.seeds.start - self._group.seed + place
 
     def give(self, agent: SAC, streams: Streams, fresh_optimizer: bool) -> None:
         """Put networks and random streams into those of a run that begins; seeds that are not among this one's have
@@ -107,7 +132,7 @@ class Pretrained:
             CheckpointError: the checkpoint does not hold what its configuration says.
         """
         with checkpoint.fitting(self.path):
-            state_dim, config = len(self.mean), self._all
+            state_dim, config = len(self.mean), self._group
             own = Streams(range(config.seed, config.seed + config.seeds), agent.device)
             source = AGENTS[config.algo](state_dim, agent.action_dim, config, own)
             source.load_state_dict(self._state["agent"])

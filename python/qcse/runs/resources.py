@@ -142,6 +142,13 @@ class Queue:
         self.places.give_back(job)
         self._unfinished.discard(job.out)
 
+    def fail(self, job: Job) -> list[Job]:
+        """A job that was started has failed; those that would start from it, which are returned, cannot."""
+        self.places.give_back(job)
+        lost = [other for other in self.waiting if other.source == job.out]
+        self.waiting = [other for other in self.waiting if other.source != job.out]
+        return lost
+
 
 def seconds_for(jobs: Sequence[Job], available: Resources, seconds: Mapping[Path, float]) -> float:
     """How long the jobs take together, given how long each of them takes by itself."""

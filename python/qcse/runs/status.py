@@ -150,6 +150,9 @@ def _look(top: Path) -> tuple[dict[Path, Row], list[Path]]:
             for name, planned in plan.items():
                 if folder / name not in rows:
                     rows[folder / name] = _not_begun(folder, name, planned, rows)
+                elif (row := rows[folder / name]).of is not None and row.of < planned.last:  # it is to be extended
+                    row.of, row.time_left = planned.last, None
+                    row.state = "waiting" if row.state == "complete" else row.state
     return rows, sweeps
 
 

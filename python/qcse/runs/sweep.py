@@ -22,7 +22,7 @@ from . import grid as grids
 from .estimate import measure_all
 from .folder import check_folder
 from .launch import run_all
-from .plan import Configure, Plan, arms_of, as_data, describe, plan
+from .plan import Configure, Plan, arms_of, as_data, describe, plan, steps_reached
 from .resources import Job, Places, Resources, resources
 
 # What trains a sweep's runs: called with the jobs, sources before those that start from them, and what they share.
@@ -61,7 +61,9 @@ def sweep(
     out = Path(args.out)
     arms = arms_of(definition, configure)
     check_folder(out)
-    available = resources(args.workers, args.cores, args.runs_per_gpu, arms[0].config.device)
+    devices = [arm.config.device for arm in arms]
+    device = next((name for name in devices if name in ("auto", "cuda")), devices[0])
+    available = resources(args.workers, args.cores, args.runs_per_gpu, device)
     if args.dry_run:
         _check_stored(out, definition)
         print(_told(plan(out, arms, available), available, args.estimate))
@@ -70,11 +72,11 @@ def sweep(
         _check_stored(out, definition)
         made = plan(out, arms, available)
         print(_told(made, available, args.estimate), flush=True)
-        write_json(out / "sweep.json", definition)
         write_json(out / "plan.json", as_data(made, out))
+        write_json(out / "sweep.json", definition)
         to_do = [job for job in made.jobs if not _is_complete(job)]
         if len(to_do) < len(made.jobs):
-            print(f"{len(made.jobs) - len(to_do)} are complete")
+            print(f"complete already: {len(made.jobs) - len(to_do)} of {len(made.jobs)}")
         LAUNCHERS[args.launcher](to_do, available)
         finish(sorted(made.arms), out)
 
@@ -107,14 +109,15 @@ def _check_stored(out: Path, definition: Mapping[str, Any]) -> None:
 
 def _told(made: Plan, available: Resources, estimate: bool) -> str:
     """The plan in words, with an estimate if that is wanted."""
+    to_do = [job for job in made.jobs if steps_reached(job.out, made.configs[job.out]) < job.last]
     rates = {}
-    if estimate:
+    if estimate and to_do:
         places, environments = Places(available), list[dict[str, str]]()
-        for job in made.jobs:
+        for job in to_do:
             if places.take(job):
                 environments.append(places.environment(job))
-        print(f"measuring some updates, {len(environments)} processes at a time ...", flush=True)
-        rates = measure_all([made.configs[job.out] for job in made.jobs], environments)
+        print("measuring some updates of each kind ...", flush=True)
+        rates = measure_all([made.configs[job.out] for job in to_do], environments)
     return describe(made, available, rates)
 
 

@@ -84,7 +84,7 @@ class Trainer:
 
         self.first_step = 0 if config.init_from is None else config.offline_steps
         self.step = self.first_step
-        self.origin = {} if pretrained is None else pretrained.facts  # of the networks that the run began with
+        self.origin = {} if pretrained is None else pretrained.facts(config)  # of the networks that the run began with
         self.total_steps = config.offline_steps + config.online_steps
         self.evaluated_at = -1
         self.pending = 0  # updates that the latest environment step still calls for

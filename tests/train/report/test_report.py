@@ -350,7 +350,7 @@ def test_what_comes_second_may_be_damaged(tmp_path: Path) -> None:
         (path / "machine.json").write_bytes(content)
         run = read_run(path)
         assert run.train == {} and run.machine == {}
-        assert "train.csv has no columns step" in run.notes[0] and word in run.notes[1]
+        assert word in run.notes[0] and "train.csv has no columns step" in run.notes[1]
     (path / "train.csv").unlink()
     (path / "machine.json").write_text('{"cpu": NaN, "earlier": [{"torch": "2.11"}, 3], "torch": "2.13"}')
     (path / "checkpoint.pt").write_bytes(b"nothing")

@@ -20,6 +20,7 @@ from qcse.config.algorithms import ALGORITHMS
 from qcse.config.algorithms.base import ONLINE_ONLY
 from qcse.errors import CheckpointError, ConfigError
 from qcse.learn.streams import NAMES, Streams
+from qcse.report.runs import borrowed, group_runs, read_run
 from qcse.runs import checkpoint
 from qcse.runs.pretrained import Pretrained
 from qcse.runs.trainer import Trainer
@@ -82,6 +83,13 @@ def test_a_pretrained_start_has_the_bits_of_a_whole_run(
         assert_same_end(tmp_path / f"from {source}", tmp_path / "whole")
     facts = json.loads((tmp_path / "from whole" / "machine.json").read_text())["init_from"]
     assert facts["step"] == OFFLINE and facts["algo"] == algo and facts["seeds"] == list(range(1, 1 + seeds))
+    assert facts["otherwise"] == {}
+    for part, all_of_it in zip(folders(tmp_path / "from pre"), folders(tmp_path / "whole"), strict=True):
+        shown, whole_run = read_run(part), read_run(all_of_it)  # a report shows the pre-training as well
+        assert shown.steps.tolist() == whole_run.steps.tolist() == [0, 20, 30, 40, 60, 70]
+        assert shown.values.tolist() == whole_run.values.tolist() and not shown.notes
+        assert shown.online.tolist() == whole_run.online.tolist()
+        assert [group.label.count("(") for group in group_runs([shown, whole_run])] == [0]
     assert facts["sha256"] == checkpoint.load(checkpoint.kept(tmp_path / "whole", OFFLINE))["sha256"]
 
 
@@ -164,6 +172,8 @@ def test_wsrl_starts_from_a_cql_run(countdown_data: Path, tmp_path: Path) -> Non
     trainer = start(config, tmp_path / "arm")
     assert equal(weights(trainer, 1), weights(pre, 1)) and trainer.agent.online
     trainer.run()
+    shown = read_run(tmp_path / "arm" / "seed1")
+    assert shown.machine["init_from"]["otherwise"]["algo"] == "cql" and shown.steps.tolist() == [0, 20, 30, 40, 60]
     assert trainer.agent.updates == OFFLINE + 4 * 21
     assert [int(row["step"]) for row in results(tmp_path / "arm" / "seed1")] == [OFFLINE, 40, 60]
 
@@ -242,6 +252,7 @@ def pre(countdown_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"algo": "iql"}, "iql learns policy .*value.* cql, learnt"),
         ({"algo": "td3_bc"}, "policy_target"),
         ({"online_steps": 0}, "nothing to do"),
+        ({"task": "hopper-replay"}, "task: .* has None, got 'hopper-replay'"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str, pre: Path, tmp_path: Path) -> None:
@@ -257,7 +268,12 @@ def test_a_source_that_is_none_is_named(pre: Path, countdown_data: Path, tmp_pat
         assert code == 1 and "Traceback" not in said and not (tmp_path / "arm").exists(), said
         return str(said)
 
-    assert "is not a run folder" in refused(tmp_path / "nowhere")
+    assert "is not a run folder, nor a checkpoint in one: there is no" in refused(tmp_path / "nowhere")
+    missing = refused(pre / checkpoint.KEPT / "step000000031.pt")
+    assert "expected the --out of a run" in missing and f"{checkpoint.KEPT}/step{OFFLINE:09d}.pt" in missing
+    link = tmp_path / "link.pt"
+    link.symlink_to(checkpoint.kept(pre, OFFLINE))
+    assert Pretrained(link).step == OFFLINE and Pretrained(link).config.algo == "cql"
     copy = tmp_path / "copy"
 
     def damaged(name: str, change: Callable[[bytes], bytes]) -> Path:
@@ -287,11 +303,13 @@ def test_a_source_that_is_none_is_named(pre: Path, countdown_data: Path, tmp_pat
     arm = tmp_path / "fine-tuned"
     train(options("cql", countdown_data, init_from=pre), arm)
     assert f"it started from {pre}; name that one" in refused(arm, *words)
+    other = refused(pre, "--preset", "corl", *words)
+    assert "preset: got 'corl'" in other and "leave it out" in other
     contradicting = refused(pre, "--env", "Hopper-v5", *words)
     assert "'QcseCountdown-v0', got 'Hopper-v5'" in contradicting
 
 
-def test_changed_data_are_refused_and_other_data_are_not(countdown_data: Path, tmp_path: Path) -> None:
+def test_changed_data_are_refused_and_other_data_are_not(countdown_data: Path, tmp_path: Path, capsys) -> None:
     data = tmp_path / "data.hdf5"
     data.write_bytes(countdown_data.read_bytes())
     pre = train(options("cql", data, online_steps=0), tmp_path / "pre")
@@ -299,10 +317,27 @@ def test_changed_data_are_refused_and_other_data_are_not(countdown_data: Path, t
     record_random_policy("QcseCountdown-v0", 100, data, seed=1)
     with pytest.raises(CheckpointError, match="has changed since"):
         start(config, tmp_path / "a")
+    start(dataclasses.replace(config, dataset=None, algo="sac", discount=0.5), tmp_path / "c")
+    assert "warning: discount is 0.5; it was 0.99 when" in capsys.readouterr().err
     other = record_random_policy("QcseCountdown-v0", 100, tmp_path / "other.hdf5", seed=1)
     arm = start(dataclasses.replace(config, dataset=other), tmp_path / "b")
     assert equal(torch.from_numpy(arm.experiment.mean), torch.from_numpy(pre.experiment.mean))
     assert arm.buffer.dataset_size == 100
+
+
+def test_a_report_tells_pretrainings_apart(countdown_data: Path, tmp_path: Path) -> None:
+    for name, changes in {"a": {}, "b": {"critic_lr": 1e-3, "seed": 1}}.items():
+        train(options("cql", countdown_data, online_steps=0, **changes), tmp_path / f"pre-{name}")
+        seed = int(name == "b")
+        train(options("cql", countdown_data, init_from=tmp_path / f"pre-{name}", seed=seed), tmp_path / name)
+    train(options("cql", countdown_data, init_from=tmp_path / "pre-a", seed=1), tmp_path / "c")
+    runs = {name: read_run(tmp_path / name) for name in "abc"}
+    assert [borrowed(run) for run in runs.values()] == [False, False, True]
+    groups = group_runs(runs.values())
+    assert [[run.path.name for run in group.runs] for group in groups] == [["a", "c"], ["b"]]
+    assert "init_from.critic_lr=0.001" in groups[1].label
+    (tmp_path / "pre-a").rename(tmp_path / "away")
+    assert read_run(tmp_path / "a").steps.tolist() == [30, 40, 60, 70]
 
 
 def test_any_kept_checkpoint_will_do(countdown_data: Path, tmp_path: Path) -> None:

@@ -71,10 +71,12 @@ def test_sweep_is_killed_and_continued(hopper_data: Path, tmp_path: Path, qcse) 
     for name in ("cql + qcse", "0, 1, 2"):
         assert name in result.stdout
     again = qcse(*command, check=True)
-    assert again.stdout.splitlines()[-1] == result.stdout.splitlines()[-1] and "6 are complete" in again.stdout
+    assert (
+        again.stdout.splitlines()[-1] == result.stdout.splitlines()[-1] and "complete already: 6 of 6" in again.stdout
+    )
     command[command.index("--online-steps") + 1] = 40
     extended = qcse(*command, check=True)
-    assert "complete: " not in extended.stdout.partition("environment")[0].replace("2 are complete", "")
+    assert "complete already: 2 of 6" in extended.stdout
     assert all(int(rows(path)[-1]["step"]) == 70 for path in tmp_path.glob("s/Hopper*/**/eval.csv"))
     assert "6 complete" in qcse("status", "s", check=True).stdout
 
@@ -85,6 +87,29 @@ def test_a_failing_run_is_named_with_the_end_of_its_log(hopper_data: Path, tmp_p
     assert result.returncode == 1 and "Traceback" not in result.stderr
     for word in ("HalfCheetah-v5-cql-none-from0", "11", "17"):
         assert word in result.stderr
+
+
+def test_a_failing_run_does_not_stop_the_others(hopper_data: Path, tmp_path: Path, qcse) -> None:
+    command = ["sweep", "--envs", "Hopper-v5", "--datasets", hopper_data, "--algos", "cql", "--seeds", 1, "--out", "s"]
+    command += [
+        "--offline-steps",
+        8,
+        "--online-steps",
+        8,
+        "--grid",
+        "critic_lr=1e30,1e-3",
+        "--no-estimate",
+        "--",
+        *QUICK,
+    ]
+    result = qcse(*command)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "loss is not finite" in result.stderr
+    assert "not started, as they start from it: Hopper-v5-cql-none-critic_lr=1e+30-from0, Hopper" in result.stderr
+    done = [path.parent.name for path in tmp_path.glob("s/Hopper*/eval.csv")]
+    assert sorted(done) == [f"Hopper-v5-cql-{bonus}-critic_lr=0.001-from0" for bonus in ("none", "qcse")]
+    table = qcse("status", "s", check=True).stdout
+    assert "1 failed" in table and "3 complete" in table and "2 waiting" in table
 
 
 @pytest.mark.parametrize(
@@ -105,6 +130,11 @@ def test_a_failing_run_is_named_with_the_end_of_its_log(hopper_data: Path, tmp_p
         (["--envs", "Hopper-v5", "--grid", "bonus.k=5", "--grid", "bonus.k=6"], "bonus.k is there twice"),
         (["--envs", "Hopper-v5", "--grid", "algo=cql,iql"], "a sweep has --algos"),
         (["--tasks", "hopper-replay", "--grid", "bonus.k=0"], "bonus.k: got 0, expected 1 or more"),
+        (
+            ["--tasks", "hopper-replay", "--grid", "batch_size=8,9", "--", "--batch-size", "8"],
+            "batch_size is given behind",
+        ),
+        (["--tasks", "hopper-replay", "--grid", "iql.beta=1,2"], "iql.beta is read by none of these"),
         (["--envs", "Hopper-v5", "--workers", "0"], "workers: got 0"),
         (["--tasks", "hopper-replay", "--", "--seed", "3", "--init_from=x"], "got --seed, --init_from=x behind --"),
     ],

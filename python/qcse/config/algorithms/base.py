@@ -132,7 +132,7 @@ class Options:
     """A checkpoint is written at the latest after this many seconds; its timing never changes a result."""
     keep_checkpoints: Literal["none", "offline_end", "evaluations"] = "offline_end"
     """Which checkpoints stay in OUT/checkpoints, without the online buffer, for --init-from: that of the offline
-    phase's end, or those of all evaluations."""
+    phase's end, or those of all evaluations but the first."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ... or auto: the first CUDA device if there is one."""
     cuda_graph: Literal["auto", "off"] = "auto"
