@@ -139,10 +139,10 @@ def test_a_failing_run_does_not_stop_the_others(hopper_data: Path, tmp_path: Pat
         (["--tasks", "hopper-replay", "--", "--seed", "3", "--init_from=x"], "got --seed, --init_from=x behind --"),
     ],
 )
-def test_bad_sweeps_are_named(words: list[str], message: str, tmp_path: Path, qcse) -> None:
+def test_bad_sweeps_are_named(words: list[str], message: str, tmp_path: Path, qcse_here) -> None:
     (tmp_path / "odd.toml").write_text("sedes = 3")
-    result = qcse("sweep", *words)
-    assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
+    code, said = qcse_here("sweep", *words)
+    assert code == 1 and message in said and "Traceback" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["odd.toml"]
 
 
@@ -161,10 +161,10 @@ def test_datasets_of_one_environment_are_told_apart(hopper_data: Path, tmp_path:
 
 
 @pytest.mark.parametrize("words", [["--algos", "cql", "cql"], ["--bonuses", "se", "se"], ["--tasks", "hopper-replay"]])
-def test_a_combination_that_is_there_twice_is_refused(words: list[str], tmp_path: Path, qcse) -> None:
+def test_a_combination_that_is_there_twice_is_refused(words: list[str], qcse_here) -> None:
     tasks = ["--tasks", "hopper-replay", *words[1:]] if words[0] == "--tasks" else ["--tasks", "hopper-replay", *words]
-    result = qcse("sweep", *tasks)
-    assert result.returncode == 1 and "two runs would be called hopper-replay" in result.stderr
+    code, said = qcse_here("sweep", *tasks)
+    assert code == 1 and "two runs would be called hopper-replay" in said
 
 
 def endless_sweep(tmp_path: Path, hopper_data: Path) -> tuple[subprocess.Popen[bytes], int]:
