@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import types
 import typing
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,10 @@ def options_of(content: bytes) -> dict[str, Any] | None:
     assert all(words_of(settings) for settings in combinations(grid, "cql", "qcse") if settings)
     hints = typing.get_type_hints(SweepArgs)
     for name, value in found.items():
-        kind, arguments = typing.get_origin(hints[name]) or hints[name], typing.get_args(hints[name])
+        hint = hints[name]
+        if isinstance(hint, types.UnionType):  # TOML has no none
+            hint = typing.get_args(hint)[0]
+        kind, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
         assert type(value) is kind
         for item in value if kind is tuple else ():
             allowed = typing.get_args(arguments[0])
