@@ -111,7 +111,7 @@ class DemoArgs:
     """Algorithm of both runs."""
     offline_steps: int = 3000
     """Updates on the dataset."""
-    online_steps: int = 9000
+    online_steps: int = 6000
     """Environment steps of fine-tuning."""
     seeds: int = 2
     """Runs with and as many without the bonus, trained together."""
