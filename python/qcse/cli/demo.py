@@ -12,7 +12,6 @@ from ..data.tasks import embedded
 from ..report import report
 from ..report.runs import read_run
 from ..runs.folder import run_folders, stored_config
-from ..runs.resources import usable_cores
 from ..runs.sweep import sweep
 from .train import configuration
 
@@ -45,7 +44,7 @@ def demo(args: DemoArgs) -> None:
         batch_seeds=args.seeds,
         offline_steps=args.offline_steps,
         online_steps=args.online_steps,
-        workers=min(2, usable_cores()),
+        workers=2,
         estimate=False,
     )
 

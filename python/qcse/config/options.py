@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +12,7 @@ import tyro
 from .algorithms import ALGORITHMS, NAMES
 from .algorithms.base import Options
 from .compose import composed
-from .plain import parse_json, read_json, to_dict
+from .plain import entries, parse_json, read_json, to_dict
 from .typed import build
 
 # A type checker sees what all algorithms share; code that reads more names the options of its algorithm.
@@ -64,15 +64,7 @@ def read_config(path: Path) -> TrainConfig:
 
 def flat(config: TrainConfig) -> dict[str, object]:
     """Option -> its value as JSON has it, groups written out: "bonus.k"."""
-
-    def entries(data: dict[str, Any], prefix: str) -> Iterator[tuple[str, object]]:
-        for name, value in data.items():
-            if isinstance(value, dict):
-                yield from entries(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name, value
-
-    return dict(entries(to_dict(config), ""))
+    return dict(entries(to_dict(config)))
 
 
 def from_flat(options: Mapping[str, object]) -> TrainConfig:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from ..errors import ConfigError
 from .algorithms import ALGORITHMS
 from .algorithms.base import ONLINE_ONLY
 from .options import TrainConfig, flat, from_flat
-from .presets import bonus_preset, has_preset, preset
+from .presets import has_preset, preset
 
 # What a run takes over with the networks, whichever algorithm goes on: what they see and what their values are of.
 OF_THE_NETWORKS = frozenset({
@@ -53,26 +51,23 @@ def derived(source: TrainConfig, algo: str | None = None, bonus: str | None = No
         ConfigError: an unknown algorithm or bonus.
     """
     algo, bonus = algo or source.algo, bonus or source.bonus.kind
-    kind = source.preset if algo not in ALGORITHMS or has_preset(algo, source.env, source.preset) else "default"
-    new = preset(algo, source.env, kind, bonus)
-    old, options = flat(_preset_of(source)), flat(source)
+    new = _defaults(source, algo, bonus)
+    old, options = flat(_defaults(source, source.algo, source.bonus.kind)), flat(source)
     for name, value in flat(new).items():
         of_the_networks = name in OF_THE_NETWORKS or name.startswith("net.")
         if value != old[name] and options[name] == old[name] and not of_the_networks:
             options[name] = value
     made = from_flat(options | {"out": None, "init_from": None, "fresh_optimizers": False})
-    made.algo, made.preset = algo, kind
+    made.algo, made.preset = algo, new.preset
     if bonus != source.bonus.kind:
         made.bonus = new.bonus
     return made
 
 
-def _preset_of(config: TrainConfig) -> TrainConfig:
-    """What the defaults of a run were when it was started, or of another version that had no such constants."""
-    if has_preset(config.algo, config.env, config.preset):
-        return preset(config.algo, config.env, config.preset, config.bonus.kind)
-    made = preset(config.algo, config.env, "default")
-    return dataclasses.replace(made, bonus=bonus_preset(config.bonus.kind), preset=config.preset)
+def _defaults(source: TrainConfig, algo: str, bonus: str) -> TrainConfig:
+    """An algorithm's where the source ran: of the source's preset, if the algorithm has constants of that kind."""
+    known = algo not in ALGORITHMS or has_preset(algo, source.env, source.preset)  # `preset` refuses what is unknown
+    return preset(algo, source.env, source.preset if known else "default", bonus)
 
 
 def check_fits(config: TrainConfig, source: TrainConfig, step: int, name: str) -> None:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,15 @@ def _as_object(value: object, source: str) -> dict[str, Any]:
     if level:
         raise ConfigError(f"{source} is nested too deep; expected at most {DEEPEST} levels")
     return value
+
+
+def entries(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, value) of all that nested objects hold, names joined by dots: "bonus.k"."""
+    for name, value in data.items():
+        if isinstance(value, dict):
+            yield from entries(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def children(part: dict[str, Any] | list[Any]) -> Collection[Any]:

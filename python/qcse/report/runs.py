@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from ..config import RANGES, TrainConfig
 from ..config.options import ADDED
-from ..config.plain import read_json, shown
+from ..config.plain import entries, read_json, shown
 from ..config.typed import build
 from ..envs.scores import REFERENCE_SCORES, task_family
 from ..errors import QcseError
+from ..runs.checkpoint import run_of
 from ..runs.machine import read_machine_facts
 from .stats import steps_to
 
@@ -239,8 +240,7 @@ def _prepend(
     seeds = facts.get("seeds") if isinstance(facts, dict) else None
     if not isinstance(source, str) or not isinstance(seeds, list) or config["seed"] not in seeds:
         return 0.0
-    place, first = Path(source), min(by_step)
-    folder = place.parent.parent if place.suffix == ".pt" else place
+    folder, first = run_of(Path(source)), min(by_step)
     for path in (folder / f"seed{config['seed']}" / "eval.csv", folder / "eval.csv"):
         if path.is_file():
             rows, _ = _read_rows(path, ("step", *names), phase=True)
@@ -262,7 +262,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         build(TrainConfig, data, str(path), whole=False)
     except (QcseError, OSError) as error:
         raise ReportError(f"report: {error if isinstance(error, QcseError) else _told(error, path)}") from error
-    config = _flat(ADDED | data)
+    config = dict(entries(ADDED | data))
     missing = [name for name in NEEDED if not isinstance(config.get(name), str | int)]
     if missing:
         raise ReportError(f"report: {path} has no {', '.join(missing)}; expected one by `qcse train`")
@@ -343,13 +343,6 @@ def _number(text: str) -> float:
     """A cell's number; NaN where it is empty, infinite or too large to be drawn."""
     number = float(text) if text != "" else math.nan
     return number if abs(number) < 1e100 else math.nan
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, item in value.items():
-        out.update(_flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {prefix + name: item})
-    return out
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:

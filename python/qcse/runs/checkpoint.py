@@ -240,6 +240,14 @@ def kept(folder: Path, step: int) -> Path:
     return folder / KEPT / f"step{step:09d}.pt"
 
 
+def run_of(path: Path) -> Path:
+    """The run folder that a path means: itself, or that of a checkpoint file in it."""
+    if path.suffix != ".pt" and not path.is_file():
+        return path
+    folder = path.resolve().parent
+    return folder.parent if folder.name == KEPT else folder
+
+
 def refuse_begun(folder: Path) -> None:
     """CheckpointError where a folder holds something that a run which begins in it would overwrite."""
     begun = [path for path in (folder / NAME, folder / PREVIOUS) if path.exists()]

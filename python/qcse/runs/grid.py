@@ -8,13 +8,13 @@ import itertools
 import json
 import math
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import TrainConfig, flat
 from ..config.algorithms import ALGORITHMS
 from ..config.bonuses import BONUSES
-from ..config.plain import shown
+from ..config.plain import entries, shown
 from ..config.typed import conform
 from ..errors import ConfigError
 
@@ -54,18 +54,11 @@ def from_table(table: object, source: str) -> Grid:
     Raises:
         ConfigError: as `from_words`.
     """
-
-    def entries(part: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in part.items():
-            if isinstance(value, dict):
-                yield from entries(value, f"{prefix}{name}.")
-            else:
-                yield (prefix + name).replace("-", "_"), value
-
     if not isinstance(table, dict):
         raise ConfigError(f"{source}: grid is {shown(table)}; expected a table of options, each with a list of values")
     read: dict[str, Any] = {}
-    for name, values in entries(table, ""):
+    for written, values in entries(table):
+        name = written.replace("-", "_")
         if name in read:
             raise ConfigError(f"{source}: grid: {shown(name)} is there twice; expected it once, with all its values")
         read[name] = values

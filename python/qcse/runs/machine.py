@@ -87,13 +87,12 @@ def machine_facts() -> dict[str, Any]:
     gpus = []
     if torch.cuda.is_available():
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": _cpu_model(),
         "instructions": torch.backends.cpu.get_cpu_capability(),  # the widest vectors: many processors share a name
         "operator_instructions": qcse_ext.build_info()["cpu_instruction_set"],  # those that our own kernels use
         "cores": os.cpu_count(),
-        "usable_cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "usable_cores": usable_cores(),
         "memory_gib": _memory_gib(),
         "gpus": gpus,
         "os": platform.platform(),
@@ -107,6 +106,12 @@ def machine_facts() -> dict[str, Any]:
         "commit": commit_of(Path(__file__).resolve().parent),
         "threads": torch.get_num_threads(),
     }
+
+
+def usable_cores() -> int | None:
+    """Cores that this process may use; None: not known."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count()
 
 
 def _version(package: str) -> str | None:

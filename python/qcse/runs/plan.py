@@ -80,8 +80,9 @@ def arms_of(definition: Mapping[str, Any], configure: Configure) -> list[Arm]:
             words += ["--offline-steps", str(definition["offline_steps"])]
             words += ["--online-steps", str(definition["online_steps"]), *words_of(settings), *definition["extra"]]
             meant = configure(words)
+            options = flat(meant)
             for option in settings:
-                if flat(meant)[option] != settings[option]:
+                if options[option] != settings[option]:
                     raise ConfigError(f"grid: {option} is given behind -- as well; expected it at one place only")
             offline = {option: value for option, value in settings.items() if option in offline_options(meant)}
             for seed in range(first, stop, batch):
@@ -155,10 +156,11 @@ def as_data(made: Plan, out: Path) -> dict[str, Any]:
     }
 
 
-def describe(made: Plan, available: Resources, rates: Mapping[str, Rates]) -> str:
+def describe(made: Plan, available: Resources, reached: Mapping[Path, int], rates: Mapping[str, Rates]) -> str:
     """The runs as a table, what they share, and about how long they take.
 
     Args:
+        reached: run folder -> the step that the run is at.
         rates: kind of run -> what was measured; empty where nothing was.
     """
     seconds: dict[Path, float] = {}
@@ -170,9 +172,9 @@ def describe(made: Plan, available: Resources, rates: Mapping[str, Rates]) -> st
         name = job.out.name if job.out in made.arms else f"{PRETRAINED}/{job.out.name}"
         row = [name, f"{config.seed}-{last}" if last > config.seed else str(last), offline, str(config.online_steps)]
         if rates:
-            reached = max(job.first, steps_reached(job.out, config))
-            left = reached < job.last
-            seconds[job.out] = rates[kind_of(config)].seconds(config, reached, job.last) if left else 0.0
+            at = reached[job.out]
+            left = at < job.last
+            seconds[job.out] = rates[kind_of(config)].seconds(config, at, job.last) if left else 0.0
             about = in_words(seconds[job.out]) if left else "complete"
         table.append([*row, str(job.threads), *([about] if rates else [])])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

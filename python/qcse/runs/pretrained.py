@@ -26,10 +26,7 @@ def run_of(path: Path) -> Path:
     Raises:
         CheckpointError: it is neither.
     """
-    folder = path
-    if path.is_file() or path.suffix == ".pt":
-        folder = path.resolve().parent
-        folder = folder.parent if folder.name == checkpoint.KEPT else folder
+    folder = checkpoint.run_of(path)
     if not path.exists() or not (folder / "config.json").is_file():
         what = f"there is no {path}" if not path.exists() else f"there is no {folder / 'config.json'}"
         raise CheckpointError(

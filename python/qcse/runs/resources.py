@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from .machine import usable_cores
+
 
 @dataclass(frozen=True)
 class Job:
@@ -63,17 +65,11 @@ def resources(workers: int | None, cores: int | None, runs_per_gpu: int, device:
         cores: threads at a time; None: the cores that this process may use.
         device: of the runs, as their option of that name. Where it names one GPU of several, all use that one.
     """
-    cores = usable_cores() if cores is None else cores
+    cores = cores or usable_cores() or 1
     gpus = visible_gpus() if device in ("auto", "cuda") else ()
     if workers is None:
         workers = len(gpus) * runs_per_gpu or max(1, cores // 2)
     return Resources(workers, cores, gpus, runs_per_gpu)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def visible_gpus() -> tuple[str, ...]:

@@ -32,8 +32,8 @@ LAUNCHERS: dict[str, Launcher] = {"processes": run_all}
 # What makes a sweep; the rest of SweepArgs says how it is run.
 OPTIONS = "algos bonuses envs datasets tasks seeds first_seed batch_seeds offline_steps online_steps".split()
 # What words behind -- may not say, as each run has its own, or has none.
-SET_HERE = "--algo --bonus --env --dataset --task --seed --seeds --offline-steps --online-steps --out".split()
-SET_HERE += ["--init-from", "--resume", "--continue"]
+SET_HERE = {f"--{name.replace('_', '-')}"
+            for name in (*grids.NAMED, "offline_steps", "online_steps", "resume", "continue")}  # fmt: skip
 REMEDY = "expected options that are the same for all; --algos, --bonuses, --seeds, --grid, ... say what differs"
 HOW = "workers cores runs_per_gpu launcher estimate".split()
 
@@ -109,7 +109,8 @@ def _check_stored(out: Path, definition: Mapping[str, Any]) -> None:
 
 def _told(made: Plan, available: Resources, estimate: bool) -> str:
     """The plan in words, with an estimate if that is wanted."""
-    to_do = [job for job in made.jobs if steps_reached(job.out, made.configs[job.out]) < job.last]
+    reached = {job.out: max(job.first, steps_reached(job.out, made.configs[job.out])) for job in made.jobs}
+    to_do = [job for job in made.jobs if reached[job.out] < job.last]
     rates = {}
     if estimate and to_do:
         places, environments = Places(available), list[dict[str, str]]()
@@ -118,7 +119,7 @@ def _told(made: Plan, available: Resources, estimate: bool) -> str:
                 environments.append(places.environment(job))
         print("measuring some updates of each kind ...", flush=True)
         rates = measure_all([made.configs[job.out] for job in to_do], environments)
-    return describe(made, available, rates)
+    return describe(made, available, reached, rates)
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], tuple[str, ...], grids.Grid]:

@@ -349,6 +349,10 @@ def test_any_kept_checkpoint_will_do(countdown_data: Path, tmp_path: Path) -> No
     assert equal(weights(arm, 0), weights(trainer, 0)) and arm.agent.updates == 70 and arm.step == 70
     arm.run()
     assert [int(row["step"]) for row in results(tmp_path / "arm")] == [70, 80, 100, 110]
+    latest = tmp_path / "run" / checkpoint.NAME
+    train(options("cql", countdown_data, init_from=latest, offline_steps=70), tmp_path / "other")
+    for name in ("arm", "other"):  # a report finds the run of either file
+        assert read_run(tmp_path / name).steps.tolist() == [0, 20, 30, 40, 60, 70, 80, 100, 110]
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
