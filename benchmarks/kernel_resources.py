@@ -78,7 +78,7 @@ def compile_one(nvcc: str, source: Path, architecture: str) -> list[Record]:
 
 def collect(nvcc: str, jobs: int) -> list[Record]:
     # sort.cu instantiates CUB's kernels, which are not ours to watch.
-    sources = [p for p in sorted((ROOT / "csrc" / "knn" / "cuda").glob("*.cu")) if p.name != "sort.cu"]
+    sources = [p for p in sorted((ROOT / "csrc").glob("*/cuda/*.cu")) if p.name != "sort.cu"]
     work = [(nvcc, source, architecture) for source in sources for architecture in ARCHITECTURES]
     with ThreadPoolExecutor(jobs) as pool:
         nested = list(pool.map(lambda item: compile_one(*item), work))

@@ -7,8 +7,8 @@
 #include "knn/cpu/launch.h"
 #include "knn/cpu/measure.h"
 #ifdef QCSE_WITH_CUDA
+#include "base/op_cuda.h"
 #include "knn/cuda/launch.h"
-#include "knn/op_cuda.h"
 #endif
 
 namespace py = pybind11;

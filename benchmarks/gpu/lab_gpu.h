@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "knn/cuda/device.h"
+#include "base/cuda/device.h"
 #include "knn/cuda/launch.h"
 #include "lab_judge.h"
 

@@ -1,4 +1,4 @@
-"""Compiles the emulator with the kernels of csrc/knn/cuda inside into one shared library; nothing but g++ is needed."""
+"""Compiles the emulator with the kernels of csrc/*/cuda inside into one shared library; nothing but g++ is needed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _run(command: list[str]) -> None:
 
 def _compile(sources: list[Path], csrc: Path, folder: Path, jobs: int, strict: bool, tuning: bool) -> list[Path]:
     """The sources' objects, kept in ``folder`` under a digest of all that they include; compiles those that are new."""
-    kernels = set((csrc / "knn" / "cuda").glob("*.cu"))
+    kernels = set(csrc.glob("*/cuda/*.cu"))
     compiler = _compiler()
     common = [
         *FLAGS,
@@ -87,7 +87,7 @@ def _compile(sources: list[Path], csrc: Path, folder: Path, jobs: int, strict: b
     objects: list[Path] = []
     work: list[list[str]] = []
     for source in sources:
-        # launch.cu is the host's part alone: it chooses a kernel.
+        # A launch.cu is the host's part alone: it chooses a kernel.
         instrumented = (source in kernels and source.stem != "launch") or source.name == "self_kernels.cpp"
         options = [*common, *(INSTRUMENTED if instrumented else PLAIN)]
         if source in kernels or csrc not in source.parents:
@@ -131,7 +131,7 @@ def build(
     measures.
     """
     own = [HERE / name for name in ("emulator.cpp", "checker.cpp", "c_api.cpp", "self_kernels.cpp")]
-    objects = _compile([*own, *sorted((csrc / "knn" / "cuda").glob("*.cu"))], csrc, folder, jobs, strict, tuning)
+    objects = _compile([*own, *sorted(csrc.glob("*/cuda/*.cu"))], csrc, folder, jobs, strict, tuning)
     return _link(objects, "libemulator.so", ["-shared"])
 
 
@@ -140,7 +140,7 @@ def build_lab(folder: Path = ROOT / "build" / "emulator", jobs: int = 2) -> Path
     csrc = ROOT / "csrc"
     own = [HERE / "emulator.cpp", HERE / "checker.cpp", ROOT / "benchmarks" / "gpu" / "lab.cu"]
     cpu = [path for folder in ("knn/cpu", "isa", "isa/portable") for path in sorted((csrc / folder).glob("*.cpp"))]
-    objects = _compile([*own, *cpu, *sorted((csrc / "knn" / "cuda").glob("*.cu"))], csrc, folder, jobs, True, True)
+    objects = _compile([*own, *cpu, *sorted(csrc.glob("*/cuda/*.cu"))], csrc, folder, jobs, True, True)
     return _link(objects, "qcse_lab", [])
 
 

@@ -29,7 +29,7 @@ TIME_LIMIT = 400  # seconds for the problems of one fault
 
 @dataclass
 class Fault:
-    """``old`` occurs once in csrc/knn/cuda/``file`` (or ``nth`` names the occurrence, from 0) and becomes ``new``."""
+    """``old`` occurs once in csrc/*/cuda/``file`` (or ``nth`` names the occurrence, from 0) and becomes ``new``."""
 
     name: str
     file: str
@@ -252,7 +252,7 @@ FAULTS = [
 def deletions() -> list[Fault]:
     """One fault for each barrier and each wait in the kernels."""
     found = []
-    for path in sorted((CSRC / "knn" / "cuda").glob("*")):
+    for path in sorted(CSRC.glob("*/cuda/*")):
         for what in ("__syncthreads();", "copies_wait();"):
             for nth in range(path.read_text().count(what)):
                 line = [m.start() for m in re.finditer(re.escape(what), path.read_text())][nth]
@@ -263,7 +263,7 @@ def deletions() -> list[Fault]:
 
 
 def plant(fault: Fault, tree: Path) -> None:
-    path = tree / "knn" / "cuda" / fault.file
+    (path,) = tree.glob(f"*/cuda/{fault.file}")
     text = path.read_text()
     places = [m.start() for m in re.finditer(re.escape(fault.old), text)]
     if not places or (fault.nth is None and len(places) != 1):

@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "knn/cuda/device.h"
+#include "base/cuda/device.h"
 
 namespace emulator {
 namespace {

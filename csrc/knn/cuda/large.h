@@ -1,7 +1,7 @@
 // The kernels for any number of references. Points are sorted by value; a block visits candidate tiles outward from
 // its queries' values and stops a side where the gap in value alone rules out all that is left.
 #pragma once
-#include "device.h"
+#include "base/cuda/device.h"
 #include "launch.h"
 
 namespace qcse::cuda {

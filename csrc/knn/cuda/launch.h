@@ -4,26 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "base/cuda/launch.h"
 #include "knn/knn.h"
 
 namespace qcse::cuda {
-
-// What the choice of kernel and grid may depend on, beside the problem's shape. Nothing here depends on the data.
-struct Device {
-  int capability = 0;  // 90 for compute capability 9.0
-  int multiprocessors = 0;
-  size_t shared_bytes_per_block = 0;  // the opt-in limit
-};
-
-// A launch that failed names the kernel and the driver's reason; `error` is null where all went well.
-struct Status {
-  const char* kernel = "";
-  const char* error = nullptr;
-};
-
-// Makes this device current for the calls below and tells its facts. (The caller's own runtime library may be another
-// copy than the one in here, so its choice of device does not carry over.)
-Status select_device(int ordinal, Device* device);
 
 // All kernels give the same bits. The small one is made for up to kSmallMaxRefs references, as far as they fit into
 // shared memory, and refuses more; it is one launch. The others sort by value first; the screened one lets tensor cores

@@ -5,7 +5,7 @@
 // to half precision, its error e_x an upper bound of ||u - X||. The scale keeps X far from half precision's largest
 // number. docs/cuda_kernels.md has the proof and names what stands here: t, e_x, eta, n_x.
 #pragma once
-#include "device.h"
+#include "base/cuda/device.h"
 
 namespace qcse::cuda {
 

@@ -2,7 +2,7 @@
 // proof), and what they leave is computed by the contract. Points are sorted by value and visited as in the large
 // kernel.
 #pragma once
-#include "device.h"
+#include "base/cuda/device.h"
 #include "launch.h"
 
 namespace qcse::cuda {

@@ -2,7 +2,7 @@
 // entropy, in which every block sees all candidates of its queries, so that no two blocks ever have to agree on
 // anything.
 #pragma once
-#include "device.h"
+#include "base/cuda/device.h"
 #include "launch.h"
 
 namespace qcse::cuda {

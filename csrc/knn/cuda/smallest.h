@@ -1,7 +1,7 @@
 // The k smallest keys seen so far, kept sorted across the lanes of a warp. Only values are kept, never indices: the
 // k-th smallest value does not depend on which of several equal keys is dropped.
 #pragma once
-#include "device.h"
+#include "base/cuda/device.h"
 
 namespace qcse::cuda {
 

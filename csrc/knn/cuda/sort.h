@@ -1,6 +1,6 @@
 // Sorting of (value, row) pairs by value: CUB on a GPU, a stable sort in the emulator.
 #pragma once
-#include "device.h"
+#include "base/cuda/device.h"
 
 namespace qcse::cuda {
 

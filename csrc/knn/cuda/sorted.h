@@ -2,7 +2,7 @@
 // there, so that a block visits candidate tiles outward from its queries' values and stops a side where the gap in
 // value alone rules out all that is left, and the count is two binary searches.
 #pragma once
-#include "device.h"
+#include "base/cuda/device.h"
 #include "knn/digamma.h"
 #include "launch.h"
 
@@ -29,23 +29,6 @@ struct SortedRefs {
   int* finite = nullptr;  // [batch], how many rows are finite
 };
 
-// Hands out pieces of the workspace; with a null base it only measures.
-class Workspace {
- public:
-  explicit Workspace(void* base) : base_(static_cast<unsigned char*>(base)) {}
-  template <typename T>
-  T* take(int64_t count) {
-    const size_t at = used_;
-    used_ += (static_cast<size_t>(count) * sizeof(T) + 255) / 256 * 256;
-    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + at);
-  }
-  size_t used() const { return used_; }
-
- private:
-  unsigned char* base_;
-  size_t used_ = 0;
-};
-
 template <typename T>
 struct SortedProblem {
   KnnProblem<T> problem;
@@ -58,12 +41,6 @@ struct SortedProblem {
   // Enqueues the sorting.
   Status sort(cudaStream_t stream) const;
 };
-
-inline constexpr const char* kTooManyBlocks = "the batch needs more than 2147483647 blocks";
-
-inline Status status_of(const char* kernel, cudaError_t error) {
-  return {kernel, error == cudaSuccess ? nullptr : cudaGetErrorString(error)};
-}
 
 // --- In the kernels -------------------------------------------------------------------------------------------------
 // The first place in [0, count) for which `reached` holds, or count; once it holds, it holds for all later places.

@@ -3,7 +3,7 @@
 #pragma once
 #include <type_traits>
 
-#include "device.h"
+#include "base/cuda/device.h"
 #include "smallest.h"
 #include "variants.h"
 

@@ -20,6 +20,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/cuda/launch.h"
+
 namespace qcse::cuda {
 
 inline constexpr unsigned kFullWarp = 0xffffffffu;
@@ -197,5 +199,28 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, 
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
+
+inline constexpr const char* kTooManyBlocks = "the batch needs more than 2147483647 blocks";
+
+inline Status status_of(const char* kernel, cudaError_t error) {
+  return {kernel, error == cudaSuccess ? nullptr : cudaGetErrorString(error)};
+}
+
+// Hands out pieces of the workspace; with a null base it only measures.
+class Workspace {
+ public:
+  explicit Workspace(void* base) : base_(static_cast<unsigned char*>(base)) {}
+  template <typename T>
+  T* take(int64_t count) {
+    const size_t at = used_;
+    used_ += (static_cast<size_t>(count) * sizeof(T) + 255) / 256 * 256;
+    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + at);
+  }
+  size_t used() const { return used_; }
+
+ private:
+  unsigned char* base_;
+  size_t used_ = 0;
+};
 
 }  // namespace qcse::cuda
