@@ -130,7 +130,8 @@ def build(
     with ``strict=False``: they may leave a variable unused. ``tuning``: with every tile variant that the laboratory
     measures.
     """
-    own = [HERE / name for name in ("emulator.cpp", "checker.cpp", "c_api.cpp", "self_kernels.cpp")]
+    own = [HERE / name for name in ("emulator.cpp", "checker.cpp", "self_kernels.cpp")]
+    own += sorted(HERE.glob("c_api*.cpp"))
     objects = _compile([*own, *sorted(csrc.glob("*/cuda/*.cu"))], csrc, folder, jobs, strict, tuning)
     return _link(objects, "libemulator.so", ["-shared"])
 
