@@ -1,4 +1,5 @@
-// What Python calls through ctypes: the emulated operator, its oracle, the emulator's own kernels, and settings.
+// What Python calls through ctypes: the emulated search, its oracle, the emulator's own kernels, and settings. Other
+// operators have a file c_api_NAME.cpp of their own.
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
@@ -6,56 +7,23 @@
 #include <vector>
 
 #include "knn/cuda/launch.h"
-#include "cuda_emulator.h"
+#include "c_api.h"
 #include "self_kernels.h"
 #include "twin.h"
 
+namespace emulator {
+
+LastError& last_error() {
+  static LastError error;
+  return error;
+}
+
+}  // namespace emulator
+
 namespace {
 
-std::string g_error;
-int g_kind = 0;
-
-// Device memory for the length of a call.
-class Buffer {
- public:
-  explicit Buffer(size_t bytes) : bytes_(bytes), at_(bytes != 0 ? emulator::allocate(bytes) : nullptr) {}
-  Buffer(const void* host, size_t bytes) : Buffer(bytes) {
-    if (bytes != 0) emulator::write(at_, host, bytes);
-  }
-  ~Buffer() {
-    if (at_ != nullptr) emulator::release(at_);
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  void read(void* host) const {
-    if (bytes_ != 0) std::memcpy(host, at_, bytes_);
-  }
-  template <typename T>
-  T* as() const {
-    return static_cast<T*>(at_);
-  }
-
- private:
-  size_t bytes_;
-  void* at_;
-};
-
-template <typename Body>
-int guarded(const Body& body) {
-  g_error.clear();
-  g_kind = 0;
-  try {
-    body();
-    return 0;
-  } catch (const emulator::Error& e) {
-    g_error = e.what();
-    g_kind = static_cast<int>(e.kind);
-  } catch (const std::exception& e) {
-    g_error = e.what();
-    g_kind = -1;
-  }
-  return 1;
-}
+using emulator::Buffer;
+using emulator::guarded;
 
 template <typename T>
 void run_emulated(qcse::KnnProblem<T> p, qcse::cuda::Choice choice) {
@@ -119,9 +87,10 @@ constexpr qcse::cuda::Path kPaths[] = {qcse::cuda::Path::kAuto, qcse::cuda::Path
 #pragma GCC visibility push(default)
 extern "C" {
 
-const char* emulator_error() { return g_error.c_str(); }
+const char* emulator_error() { return emulator::last_error().message.c_str(); }
 const char* emulator_error_kind() {
-  return g_kind < 0 ? "launch" : emulator::name_of(static_cast<emulator::Kind>(g_kind));
+  const int kind = emulator::last_error().kind;
+  return kind < 0 ? "launch" : emulator::name_of(static_cast<emulator::Kind>(kind));
 }
 
 void emulator_configure(uint64_t seed, int checks, int multiprocessors, uint64_t shared_bytes) {
