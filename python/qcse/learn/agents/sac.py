@@ -72,6 +72,7 @@ class SAC:
         default = self.entropy_per_dimension * action_dim
         self.target_entropy = default if config.target_entropy is None else config.target_entropy
         self.updates = 0
+        self._constants: dict[tuple[float, tuple[int, ...], torch.dtype], Tensor] = {}
         # On a GPU Adam's counters lie there, as a captured graph needs.
         capturable = self.device.type == "cuda"
         self.optimizer = torch.optim.Adam(self.parameter_groups(), fused=True, capturable=capturable)
@@ -107,11 +108,11 @@ class SAC:
         temperature = self.log_temperature.detach().exp()
         critic_loss, multiplier_loss, metrics = self.critic_loss(batch, noise, mean, log_std, temperature)
         metrics |= {"loss/critic": critic_loss.detach(), "policy/temperature": temperature}
-        policy_loss = temperature_loss = torch.zeros_like(critic_loss)
+        policy_loss = temperature_loss = self.constant(0.0, critic_loss)
         if turn:
             actions, log_prob = tanh_gaussian(mean, log_std, noise["policy"])
             policy_loss, log_prob = self.policy_loss(batch, mean, log_std, actions, log_prob.squeeze(-1), temperature)
-            temperature_loss = -self.log_temperature * (log_prob.detach() + self.target_entropy).mean(-1)
+            temperature_loss = self.log_temperature * -(log_prob.detach() + self.target_entropy).mean(-1)
             metrics |= {
                 "loss/policy": policy_loss.detach(),
                 "loss/temperature": temperature_loss.detach(),
@@ -139,7 +140,7 @@ class SAC:
             next_mean, next_log_std = self.policy(batch.next_observations)
             target = self.bellman_target(batch, next_mean, next_log_std, noise, temperature)
         error = self.bellman_error(predicted, target)
-        return error, torch.zeros_like(error), self.q_metrics(predicted, target)
+        return error, self.constant(0.0, error), self.q_metrics(predicted, target)
 
     def returns_of(
         self, rewards: NDArray[np.float32], episode_end: NDArray[np.bool_], bootstrap: NDArray[np.float32]
@@ -171,6 +172,13 @@ class SAC:
         every = self.config.policy_every or self.config.updates_per_step
         done = self.updates - self.config.offline_steps if self.online else self.updates
         return (done + 1) % every == 0
+
+    def constant(self, value: float, like: Tensor) -> Tensor:
+        """A tensor of this number and of the shape and dtype of another, [...]; made once, and never to be changed."""
+        key = value, tuple(like.shape), like.dtype
+        if key not in self._constants:
+            self._constants[key] = torch.full_like(like, value, requires_grad=False)
+        return self._constants[key]
 
     def subset(self, noise: Noise) -> Tensor | None:
         """The `critic_subset` members that this update draws for each seed, without replacement, [S, K]; None: all."""
@@ -210,7 +218,8 @@ class SAC:
         """One gradient step of everything; returns metrics [S] on the device."""
         losses = self.losses(batch, noise)
         self.optimizer.zero_grad(set_to_none=True)
-        (losses.policy + losses.critic + losses.multipliers).sum().backward()
+        learnt = [loss for loss in (losses.policy, losses.critic, losses.multipliers) if loss.requires_grad]
+        torch.autograd.backward(learnt, [self.constant(1.0, loss) for loss in learnt])
         self.optimizer.step()
         self.move_targets()
         self.updates += 1
