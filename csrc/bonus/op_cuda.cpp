@@ -4,7 +4,7 @@
 #include <sstream>
 
 #include "base/op_cuda.h"
-#include "bonus/cuda/launch.h"
+#include "bonus/cuda/batch_entropy.h"
 #include "bonus/op.h"
 
 namespace qcse {

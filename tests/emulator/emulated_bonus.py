@@ -1,4 +1,4 @@
-"""The emulated bonus of a batch, and the CPU's kernel of it, as Python functions."""
+"""The emulated operators of csrc/bonus, and the CPU's kernels of them, as Python functions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import numpy as np
 from emulated import OFFSET, PATHS, Array, Emulator
 
 TABLES = {"auto": -1, "shared": 0, "workspace": 1}
+
+
+def pointers(arrays: list[Array]) -> Any:
+    return (ctypes.c_void_p * len(arrays))(*[a.ctypes.data for a in arrays])
 
 
 @dataclass
@@ -54,9 +58,6 @@ def batch_entropy(emulator: Emulator, b: Batch, path: str = "auto", tables: str 
         np.full((3, seeds), np.nan, kind),
     )
 
-    def pointers(arrays: list[Array]) -> Any:
-        return (ctypes.c_void_p * len(arrays))(*[a.ctypes.data for a in arrays])
-
     emulator.call(
         "emulator_batch_entropy",
         int(kind == np.float64),
@@ -73,3 +74,15 @@ def batch_entropy(emulator: Emulator, b: Batch, path: str = "auto", tables: str 
 def cpu_batch_entropy(emulator: Emulator, b: Batch) -> Bonus:
     """The oracle: the CPU's kernel, in which brute force searches."""
     return batch_entropy(emulator, b, "brute force")
+
+
+def add_bonus(emulator: Emulator, rewards: Array, inputs: list[Array], squash: bool) -> Array:
+    """Changes the rewards, [S, N], whose rows may lie apart; inputs as in ``csrc/bonus/add_bonus.h``. Returns the
+    statistics."""
+    seeds, rows = rewards.shape
+    kind = rewards.dtype
+    statistics = np.zeros((5, seeds), kind)
+    sizes = (ctypes.c_int64 * 3)(seeds, rows, rewards.strides[0] // kind.itemsize)
+    results = pointers([rewards, statistics])
+    emulator.call("emulator_add_bonus", int(kind == np.float64), int(squash), sizes, pointers(inputs), results)
+    return statistics

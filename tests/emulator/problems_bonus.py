@@ -117,12 +117,18 @@ def directed() -> list[tuple[str, Batch]]:
         b.states[0, 3, 2] = limit
         b.states[1, 4, 1] = np.nextafter(dtype(limit), dtype(np.inf))
         b.values[2, 5] = -10 * limit
+        b.states[2, 6:9] = 10 * limit, np.nan, -np.inf, 10 * limit  # several in a row
         found.append(("huge rows", b))
 
     # What is finite, but not once it is standardised: a transition, and nobody's neighbour.
     b = normal(10, 20, 2, 3)
     b.states[0, 4:7, 0], b.variance[0, 0], b.learn = 1e38, 1e-10, False
     found.append(("standardised away", b))
+
+    # Channels that vary, that hardly vary and that do not: only the first are scaled.
+    b = normal(14, 30, 3, 3)
+    b.variance[0], b.learn = (0, 1e-14, 4, 1e-14), False
+    found.append(("hardly any spread", b))
 
     # A row of seeds, of which each has its own.
     b = normal(11, 50, 33, 4, seeds=3, known=30)

@@ -3,7 +3,7 @@
 // found for its transition. How many transitions there are is known on the device alone, so the search is launched for
 // as many points as there are rows: those behind the last transition are NaN, which makes them nobody's neighbours.
 #include "base/cuda/device.h"
-#include "bonus/cuda/launch.h"
+#include "bonus/cuda/batch_entropy.h"
 #include "knn/digamma.h"
 
 namespace qcse::cuda {

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "bonus/cpu/launch.h"
-#include "bonus/cuda/launch.h"
+#include "bonus/cuda/batch_entropy.h"
 #include "c_api.h"
 #include "knn/cpu/launch.h"
 #include "twin.h"
