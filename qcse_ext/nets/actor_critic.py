@@ -267,13 +267,9 @@ def _actor_loss_fake(q: Tensor, log_prob: Tensor, temperature: Tensor, least: bo
 
 
 @register_fake("actor_loss_backward")
-def _actor_loss_backward_fake(
-    loss_grad: Tensor, q: Tensor, temperature: Tensor, least: bool
-) -> tuple[Tensor, Tensor]:
+def _actor_loss_backward_fake(loss_grad: Tensor, q: Tensor, temperature: Tensor, least: bool) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[2])
 
 
 # Gradients are _GaussianHead's and _ActorLoss's.
-without_autograd(
-    "gaussian_head", "gaussian_head_backward", "bellman_target", "actor_loss", "actor_loss_backward"
-)
+without_autograd("gaussian_head", "gaussian_head_backward", "bellman_target", "actor_loss", "actor_loss_backward")

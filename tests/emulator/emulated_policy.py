@@ -176,7 +176,7 @@ def actor_loss_backward(
 
 
 def actor_loss_backward_oracle(loss_grad: Array, q: Array, temperature: Array, least: bool) -> list[Array]:
-    seeds, members, states = q.shape
+    seeds, _, states = q.shape
     each = loss_grad.astype(np.float64) / states
     reached = (q == q.min(1, keepdims=True)) if least else np.ones_like(q, bool)
     with np.errstate(invalid="ignore"):
@@ -215,10 +215,12 @@ def adam(
     got = call(emulator, "adam", kind, [len(tensors), *(t.parameter.size for t in tensors)], inputs, outputs, numbers)
     if got.pop().any():
         raise AssertionError("the tickets are not 0 again")
-    after = []
+    after: list[AdamTensor] = []
     for i, t in enumerate(tensors):
         parameter, first, second, target, steps = got[5 * i : 5 * i + 5]
-        after.append(AdamTensor(parameter, t.gradient, first, second, None if t.target is None else target, steps, t.rate))
+        after.append(
+            AdamTensor(parameter, t.gradient, first, second, None if t.target is None else target, steps, t.rate)
+        )
     return after
 
 

@@ -1,4 +1,4 @@
-"""Problems for the kernels around the networks; each is called as ``problem(emulator)`` and gives results and oracle."""
+"""Problems for the kernels around the networks: ``problem(emulator)`` gives the results and the oracle's."""
 
 from __future__ import annotations
 
