@@ -57,7 +57,8 @@ def head_backward(mean_grad, log_std_grad, raw, multiplier, offset, low, high):
 def actor_backward(loss_grad, q, temperature, least):
     each = loss_grad.unsqueeze(-1) / q.shape[-1]
     reached = (q == q.amin(1, keepdim=True)).to(q.dtype) if least else torch.ones_like(q)
-    return -each.unsqueeze(1) * reached / reached.sum(1, keepdim=True), each * temperature.unsqueeze(-1)
+    log_prob_grad = (each * temperature.unsqueeze(-1)).repeat(1, q.shape[-1])
+    return -each.unsqueeze(1) * reached / reached.sum(1, keepdim=True), log_prob_grad
 
 
 STAND_INS: dict[str, Callable[..., object]] = {
