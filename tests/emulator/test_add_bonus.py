@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from emulated import Emulator, same_bits
+from emulated_bonus import add_bonus
 
 from qcse_ext.reward import add_bonus_in_torch
-
-Array = np.ndarray[Any, Any]
-
-
-def emulated(emulator: Emulator, rewards: Array, inputs: list[Array], squash: bool) -> Array:
-    """Changes the rewards, [S, N], whose rows may lie apart; returns the statistics."""
-    seeds, rows = rewards.shape
-    kind = rewards.dtype
-    statistics = np.zeros((5, seeds), kind)
-    sizes = (ctypes.c_int64 * 3)(seeds, rows, rewards.strides[0] // kind.itemsize)
-
-    def pointers(arrays: list[Array]) -> Any:
-        return (ctypes.c_void_p * len(arrays))(*[a.ctypes.data for a in arrays])
-
-    call = emulator._library.emulator_add_bonus
-    emulator._check(
-        call(int(kind == np.float64), int(squash), sizes, pointers(inputs), pointers([rewards, statistics]))
-    )
-    return statistics
 
 
 @pytest.mark.parametrize("squash", [True, False])
@@ -47,7 +26,7 @@ def test_it_is_the_definition(emulator: Emulator, seeds: int, rows: int, seed: i
         covered[0], eligible[1] = False, False
     inputs = [novelty, covered, eligible, np.array(0.3, dtype)]
     wanted = add_bonus_in_torch(expected, *(torch.from_numpy(a) for a in inputs), squash)
-    got = emulated(emulator, rewards, inputs, squash)
+    got = add_bonus(emulator, rewards, inputs, squash)
     tolerance = 1e-5 if dtype == np.float32 else 1e-12
     assert np.allclose(got, wanted.numpy(), rtol=tolerance, atol=tolerance)
     assert np.allclose(rewards, expected.numpy(), rtol=tolerance, atol=tolerance)
@@ -62,5 +41,5 @@ def test_every_schedule_gives_the_same_bits(emulator: Emulator) -> None:
     for schedule in range(8):
         emulator.configure(seed=schedule)
         rewards = np.ones((2, 500), np.float32)
-        found.append((emulated(emulator, rewards, inputs, True), rewards))
+        found.append((add_bonus(emulator, rewards, inputs, True), rewards))
     assert all(same_bits(a, found[0][0]) and same_bits(b, found[0][1]) for a, b in found)

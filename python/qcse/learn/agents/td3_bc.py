@@ -64,9 +64,8 @@ class TD3BC(SAC):
             metrics |= {"loss/policy": policy_loss.detach(), "td3_bc/imitation": imitation.detach()}
         return Losses(policy_loss, q_loss, self.constant(0.0, q_loss), metrics)
 
-    @torch.no_grad()
-    def move_targets(self) -> None:
-        if self.policy_turn:
-            super().move_targets()
-            targets, own = list[Tensor](self.policy_target.parameters()), list[Tensor](self.policy.parameters())
-            torch._foreach_lerp_(targets, own, self.config.target_rate)
+    def followers(self) -> tuple[list[Tensor], list[Tensor]]:
+        if not self.policy_turn:
+            return [], []
+        targets, followed = super().followers()
+        return [*targets, *self.policy_target.parameters()], [*followed, *self.policy.parameters()]
