@@ -61,6 +61,10 @@ class Emulator:
             ctypes.c_uint64(seed), int(checks), multiprocessors, ctypes.c_uint64(shared_bytes)
         )
 
+    def call(self, function: str, *arguments: Any) -> None:
+        """An entry point that returns 0, or 1 and leaves a message."""
+        self._check(getattr(self._library, function)(*arguments))
+
     def _check(self, failed: int) -> None:
         if failed:
             raise EmulatorError(
