@@ -149,7 +149,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> outer_relu_backward(const Tensor& y_g
     if (factor->dim() != 1 || factor->numel() < 1 || nets % factor->numel() != 0) {
       fail(op, ": factor must have shape [F], F a divisor of ", nets, ", got ", shape_of(*factor));
     }
-    f = dense(op, "factor", *factor, {factor->numel()}, "h", h);
+    expect(op, "factor", *factor, h, {factor->numel()}, std::nullopt, "h");
+    f = *factor;  // not made dense: the gradient of a sum over the seeds is one number, expanded
   }
   const OnDevice device(h);
   Tensor grad = torch::stable::new_empty(h, {nets, rows, width});
@@ -160,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> outer_relu_backward(const Tensor& y_g
     OuterReluGradient<T> p;
     p.nets = nets, p.rows = rows, p.width = width;
     p.h = h.const_data_ptr<T>(), p.y_grad = of_y.const_data_ptr<T>(), p.weight = w.const_data_ptr<T>();
-    if (f) p.factor = f->const_data_ptr<T>(), p.members = nets / f->numel();
+    if (f) p.factor = f->const_data_ptr<T>(), p.members = nets / f->numel(), p.factor_step = f->stride(0);
     p.grad = grad.mutable_data_ptr<T>();
     if (sums) {
       p.bias_grad = bias_grad.mutable_data_ptr<T>(), p.weight_grad = weight_grad.mutable_data_ptr<T>();

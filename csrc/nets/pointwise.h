@@ -50,6 +50,7 @@ template <typename T>
 struct OuterReluGradient {
   int64_t nets = 0, rows = 0, width = 0;
   int64_t members = 1;          // networks that share a factor, one behind the other
+  int64_t factor_step = 1;      // from one factor to the next; 0: there is one
   const T* h = nullptr;         // [M, R, width]
   const T* y_grad = nullptr;    // [M, R]
   const T* factor = nullptr;    // [M / members] or null: 1

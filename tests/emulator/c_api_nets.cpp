@@ -54,8 +54,8 @@ qcse::cuda::Status launch(const std::string& name, const int64_t* n, const Array
                               nullptr);
   }
   if (name == "outer_relu_gradient") {
-    return qcse::cuda::launch(qcse::OuterReluGradient<T>{n[0], n[1], n[2], n[3], a.at(0), a.at(1), a.at(2), a.at(3),
-                                                         a.at(4), a.at(5), a.at(6), a.at(7)},
+    return qcse::cuda::launch(qcse::OuterReluGradient<T>{n[0], n[1], n[2], n[3], n[4], a.at(0), a.at(1), a.at(2),
+                                                         a.at(3), a.at(4), a.at(5), a.at(6), a.at(7)},
                               nullptr);
   }
   if (name == "conservative_head") {

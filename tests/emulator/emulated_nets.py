@@ -42,7 +42,7 @@ def call(emulator: Emulator, c: Case) -> list[Array | None]:
         "emulator_nets",
         c.name.encode(),
         int(kind == np.float64),
-        (ctypes.c_int64 * 4)(*c.sizes),
+        (ctypes.c_int64 * 5)(*c.sizes),
         ROLES[c.name].encode(),
         (ctypes.c_void_p * len(kept))(*[None if a is None else a.ctypes.data for a in kept]),
         (ctypes.c_int64 * len(kept))(*[0 if a is None else a.size for a in kept]),
@@ -106,7 +106,7 @@ def relu_gradient(c: Case) -> list[tuple[int, Array, bool]]:
 def outer_relu_gradient(c: Case) -> list[tuple[int, Array, bool]]:
     h, y_grad, factor, weight, _, bias_grad, _, _ = c.arrays
     assert h is not None and y_grad is not None and weight is not None
-    g = y_grad if factor is None else y_grad * np.repeat(factor, c.sizes[3])[:, None]
+    g = y_grad if factor is None else y_grad * np.repeat(factor, c.sizes[3] if c.sizes[4] else len(h))[:, None]
     grad = masked(g[..., None] * weight[:, None], h)
     if bias_grad is None:
         return [(4, grad, True)]
@@ -195,9 +195,10 @@ def case(name: str, seed: int, dtype: type, sizes: tuple[int, ...] | None = None
         return Case(name, sizes, [h, normal(nets, rows, width), state_grad, unwritten(nets, width)], (), shift)
     sums = [unwritten(nets, width), unwritten(nets, width), unwritten(nets)] if seed % 4 != 2 else [None] * 3
     members = nets if seed % 4 == 3 else 1
-    factor = normal(nets // members) if option else None
+    step = int(rng.integers(2))
+    factor = normal(nets // members if step else 1) if option else None
     arrays = [h, normal(nets, rows), factor, normal(nets, width), unwritten(nets, rows, width), *sums]
-    return Case(name, (nets, rows, width, members), arrays, (), shift)
+    return Case(name, (nets, rows, width, members, step), arrays, (), shift)
 
 
 def head_case(rng: np.random.Generator, seed: int, dtype: type, sizes: tuple[int, ...], shift: int) -> Case:

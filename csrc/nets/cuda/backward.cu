@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads) outer_relu_gradient_kernel(const Out
   const T* const h = p.h + place.net * rows * width + place.column;
   const T* const y_grad = p.y_grad + place.net * rows;
   T* const grad = p.grad + place.net * rows * width + place.column;
-  const T factor = p.factor != nullptr ? p.factor[place.net / p.members] : T(1);
+  const T factor = p.factor != nullptr ? p.factor[place.net / p.members * p.factor_step] : T(1);
   Pack<T, V> weight{};
   if (place.inside) weight = load_pack<V>(p.weight + place.net * width + place.column);
 
