@@ -1,4 +1,4 @@
-// The contract of the bonus of a training batch on a CPU: plain pointers and sizes, no torch.
+// The contract of the bonus of a training batch: plain pointers and sizes, no torch.
 //
 // The rows of a batch are drawn with replacement; rows of equal index are one transition, which is one candidate and
 // never its own neighbour. States and values are standardised by running moments first. Per seed, with the moments mu

@@ -132,7 +132,8 @@ def build(
     """
     own = [HERE / name for name in ("emulator.cpp", "checker.cpp", "self_kernels.cpp")]
     own += sorted(HERE.glob("c_api*.cpp"))
-    objects = _compile([*own, *sorted(csrc.glob("*/cuda/*.cu"))], csrc, folder, jobs, strict, tuning)
+    oracles = [csrc / "bonus" / "cpu" / "launch.cpp"]  # kernels of the CPU that the emulated ones are compared with
+    objects = _compile([*own, *oracles, *sorted(csrc.glob("*/cuda/*.cu"))], csrc, folder, jobs, strict, tuning)
     return _link(objects, "libemulator.so", ["-shared"])
 
 

@@ -3,9 +3,9 @@
 python tests/emulator/faults.py [--only BEGINNING ...] [--sample N] [--jobs 2] [--json FILE]
 
 Every barrier and every wait for a copy is deleted once, and the faults of FAULTS are planted one at a time. Each copy
-is compiled and runs a fixed set of problems; it is caught if the emulator reports a broken rule, an answer differs from
-brute force in a bit, or the run does not end. Exit status 1 where fewer than 90 % are caught, a deleted barrier is not,
-or the kernels without a fault are accused.
+is compiled and runs a fixed set of problems, those of its folder (planted.py); it is caught if the emulator reports a
+broken rule, an answer differs from the oracle's in a bit, or the run does not end. Exit status 1 where fewer than 90 %
+are caught, a deleted barrier is not, or the kernels without a fault are accused.
 """
 
 from __future__ import annotations
@@ -18,24 +18,15 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+
+import faults_bonus
+from planted import JUDGES, Fault, judges_of
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 OBJECTS = HERE.parent.parent / "build" / "faults"
 TIME_LIMIT = 400  # seconds for the problems of one fault
-
-
-@dataclass
-class Fault:
-    """``old`` occurs once in csrc/*/cuda/``file`` (or ``nth`` names the occurrence, from 0) and becomes ``new``."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    nth: int | None = None
 
 
 FAULTS = [
@@ -262,7 +253,8 @@ def deletions() -> list[Fault]:
     return found
 
 
-def plant(fault: Fault, tree: Path) -> None:
+def plant(fault: Fault, tree: Path) -> str:
+    """Returns the name of the faulty file's folder of csrc."""
     (path,) = tree.glob(f"*/cuda/{fault.file}")
     text = path.read_text()
     places = [m.start() for m in re.finditer(re.escape(fault.old), text)]
@@ -270,29 +262,23 @@ def plant(fault: Fault, tree: Path) -> None:
         sys.exit(f"faults: {fault.name!r} must be found once in {fault.file}, found {len(places)} times: {fault.old}")
     at = places[fault.nth or 0]
     path.write_text(text[:at] + fault.new + text[at + len(fault.old) :])
+    return path.parent.parent.name
 
 
-def work(library: Path) -> None:
+def work(library: Path, judges: list[str]) -> None:
     """In a process of its own: prints how the first problem that shows the fault went wrong, or ``missed``."""
-    import numpy as np
-    from emulated import Emulator, EmulatorError, same_bits
-    from problems import directed, draw
+    from emulated import Emulator, EmulatorError
 
     emulator = Emulator(library)
-    device = {"multiprocessors": 1, "shared_bytes": 227 * 1024}
-    cases = [(problem, device, what) for what, problem in directed()] + [draw(seed) for seed in range(1000, 1050)]
-    for seed, (problem, device, what) in enumerate(cases):
-        for path in ("small", "large", "screened"):
-            emulator.configure(seed=seed % 7, **device)
-            expected = emulator.brute_force(problem)
-            try:
-                got = emulator.knn(problem, path)
-            except EmulatorError as error:
-                print(f"{error.kind}: {error}")
-                return
-            if not (same_bits(got.radius, expected.radius) and np.array_equal(got.count, expected.count)):
-                print(f"wrong answer: {path}, {what}")
-                return
+    for name in judges:
+        try:
+            wrong = next(JUDGES[name](emulator), None)
+        except EmulatorError as error:
+            print(f"{error.kind}: {error}")
+            return
+        if wrong is not None:
+            print(f"wrong answer: {wrong}")
+            return
     print("missed")
 
 
@@ -300,11 +286,11 @@ def judge(fault: Fault | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "csrc"
         shutil.copytree(CSRC, tree)
-        if fault is not None:
-            plant(fault, tree)
+        judges = judges_of("" if fault is None else plant(fault, tree))
         script = (
             "import sys; from pathlib import Path; import emulator_build, faults;"
-            f"faults.work(emulator_build.build(Path({str(tree)!r}), faults.OBJECTS, jobs=1, strict=False))"
+            f"library = emulator_build.build(Path({str(tree)!r}), faults.OBJECTS, jobs=1, strict=False);"
+            f"faults.work(library, {judges!r})"
         )
         try:
             done = subprocess.run(
@@ -328,7 +314,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="faults at a time (default: 2)")
     parser.add_argument("--json", type=Path, help="write the verdicts here")
     arguments = parser.parse_args()
-    faults = [f for f in [*deletions(), *FAULTS] if f.name.startswith(tuple(arguments.only))]
+    faults = [f for f in [*deletions(), *FAULTS, *faults_bonus.FAULTS] if f.name.startswith(tuple(arguments.only))]
     for fault in faults:  # before anything is compiled, and of all: does each still fit the source?
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(CSRC, Path(folder) / "csrc")

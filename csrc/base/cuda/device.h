@@ -2,8 +2,8 @@
 // tests/emulator, which defines QCSE_EMULATED_CUDA. Everything that differs between the two worlds is in this header.
 //
 // Rules that keep a kernel fit for both: launch with `launch_kernel`, take shared memory through SharedLayout and
-// shared_array, fuse with fma_rn and take roots with sqrt_rn, and hide any other special instruction behind a wrapper
-// here that has a twin in the emulator.
+// shared_array, fuse with fma_rn, take roots with sqrt_rn, divide with div_rn, and hide any other special instruction
+// behind a wrapper here that has a twin in the emulator.
 #pragma once
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
@@ -33,11 +33,15 @@ __device__ __forceinline__ float fma_rn(float a, float b, float c) { return __fm
 __device__ __forceinline__ double fma_rn(double a, double b, double c) { return __fma_rn(a, b, c); }
 __device__ __forceinline__ float sqrt_rn(float a) { return __fsqrt_rn(a); }
 __device__ __forceinline__ double sqrt_rn(double a) { return __dsqrt_rn(a); }
+__device__ __forceinline__ float div_rn(float a, float b) { return __fdiv_rn(a, b); }
+__device__ __forceinline__ double div_rn(double a, double b) { return __ddiv_rn(a, b); }
 #else
 inline float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fma_rn(double a, double b, double c) { return __builtin_fma(a, b, c); }
 inline float sqrt_rn(float a) { return __builtin_sqrtf(a); }
 inline double sqrt_rn(double a) { return __builtin_sqrt(a); }
+inline float div_rn(float a, float b) { return a / b; }
+inline double div_rn(double a, double b) { return a / b; }
 #endif
 
 template <typename T>

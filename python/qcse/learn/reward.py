@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qcse_ext.reward import SATURATED, STATISTICS, add_bonus
+
 from ..config.bonuses.base import BonusOptions
 from .bonuses import make_bonus
 from .bonuses.base import Learner
 from .bonuses.moments import RunningMoments
 from .buffer import Batch, ReplayBuffer
 from .streams import Streams
-
-SATURATED = 0.95  # |squash(novelty)| beyond which the bonus hardly distinguishes states
 
 
 class IntrinsicReward:
@@ -88,18 +88,24 @@ class IntrinsicReward:
             eligible = batch.online
         else:
             eligible = torch.ones_like(batch.online)
+        covered: Tensor | None = None  # None: what is added is the bonus itself
         if self.config.when == "store":
-            bonus, diagnostics = batch.bonus, dict[str, Tensor]()
+            novelty, diagnostics = batch.bonus, dict[str, Tensor]()
+        elif self.bonus is not None and self.config.squash in ("tanh", "none"):
+            novelty, covered, diagnostics = self.bonus.compute(batch, eligible, self._references(), True)
         else:
-            bonus, diagnostics = self.compute(batch, eligible, self._references())
+            novelty, diagnostics = self.compute(batch, eligible, self._references())
         self.prepare()
-        batch.rewards += self._weight * bonus
+        squash = covered is not None and self.config.squash == "tanh"
+        every = torch.ones_like(batch.online) if covered is None else covered
+        statistics = add_bonus(batch.rewards, novelty, every, eligible, self._weight, squash)
         self.updates += int(self.online)
-        share = eligible / eligible.sum(1, keepdim=True).clamp(min=1)
-        mean = (share * bonus).sum(1)
-        variance = (share * (bonus - mean.unsqueeze(1)).square_()).sum(1)
-        moments = {"bonus/mean": mean, "bonus/std": variance.sqrt()}
-        return moments | diagnostics | {"bonus/weight": self._weight.expand_as(mean).clone()}
+        told = {f"bonus/{name}": value for name, value in zip(STATISTICS, statistics.unbind(), strict=True)}
+        if covered is None:
+            del told["bonus/novelty"]
+        if not squash:
+            del told["bonus/saturated"]
+        return diagnostics | told
 
     def of_stored(self, index: Tensor, learn: bool = True) -> Tensor:
         """Unweighted bonus [S, B] of online transitions given by global row number [S, B], against the references
