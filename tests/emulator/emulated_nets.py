@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from emulated import Array, Emulator, same_bits
@@ -236,6 +237,7 @@ def spoilt(seed: int, dtype: type) -> Case:
     return c
 
 
+@cache
 def problems() -> list[Case]:
     """Of every kernel: whole vectors, single elements, addresses that are not aligned, one and many rows."""
     found = []

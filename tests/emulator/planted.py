@@ -80,7 +80,17 @@ def added_bonus(emulator: Emulator) -> Verdicts:
 
 
 def nets(emulator: Emulator) -> Verdicts:
+    yield from layers(emulator)
     yield from policies(emulator)
+
+
+def layers(emulator: Emulator) -> Verdicts:
+    from emulated_nets import problems, wrong
+
+    for seed, case in enumerate(problems()):
+        emulator.configure(seed=seed % 7)
+        if (what := wrong(emulator, case)) is not None:
+            yield what
 
 
 def policies(emulator: Emulator) -> Verdicts:
