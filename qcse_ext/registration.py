@@ -9,7 +9,14 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 
-__all__ = ["has_kernel", "once_differentiable", "refuse_forward_mode", "register_fake", "without_autograd"]
+__all__ = [
+    "compose",
+    "has_kernel",
+    "once_differentiable",
+    "refuse_forward_mode",
+    "register_fake",
+    "without_autograd",
+]
 
 # --- Kernel or definition ---------------------------------------------------------------------------------------------
 
@@ -46,6 +53,16 @@ def _is_registered(name: str, device: str) -> bool:
 
 # A constant for torch.compile. torch.compiler.assume_constant_result does this too, but imports the whole compiler.
 _is_registered._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+_library = torch.library.Library("qcse", "IMPL")
+
+
+def compose(name: str, key: str, part: str, function: Callable[..., Any]) -> None:
+    """Have ``qcse::name`` computed by a function in Python of other operators, on the devices of a dispatch key
+    ("CUDA"), if ``qcse::part``, one of them, has a kernel there."""
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"qcse::{part}", key):
+        _library.impl(name, function, key)
 
 
 # --- Derivatives that are not offered ---------------------------------------------------------------------------------
@@ -158,8 +175,6 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 # --- No gradient ------------------------------------------------------------------------------------------------------
-
-_library = torch.library.Library("qcse", "IMPL")
 
 
 def without_autograd(*names: str) -> None:

@@ -1,6 +1,6 @@
 // The contract of what the kernels for GPUs do around the networks: the head of a policy, the target and the policy's
 // loss of an actor-critic, and the optimiser. Plain pointers and sizes, no torch; the definitions in plain torch are
-// qcse_ext/nets/actor_critic.py and qcse_ext/nets/optimizer.py. Matrices are dense, row after row, except for Rows.
+// qcse_ext/nets/actor_critic.py and qcse_ext/nets/adam.py. Matrices are dense, row after row, except for Rows.
 #pragma once
 #include <cstdint>
 

@@ -2,7 +2,8 @@
 
 Made for conservative Q-learning (CQL, arXiv 2006.04779; Cal-QL, arXiv 2303.05479), whose update evaluates some thirty
 actions per state in each critic and differentiates through them. The CPU's kernels keep the activations of a chunk of
-states in the second-level cache and never write them out, so a step costs little more than its multiply-adds.
+states in the second-level cache and never write them out, so a step costs little more than its multiply-adds. On a GPU
+the products are cuBLAS's, and what lies between them is fused (:mod:`qcse_ext.nets.composed`).
 
 Throughout, a critic is a fully connected ReLU network (:mod:`qcse_ext.nets.mlp`) with one output, whose first layer
 reads the D numbers of the state, then the A of the action. E of them belong to each of S seeds.
@@ -16,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qcse_ext import registration
 from qcse_ext.arguments import expect, expect_float
 from qcse_ext.knn import build_info
-from qcse_ext.nets.mlp import Norm, check_layers, kernel_takes, later_layers, mlp, normalised
-from qcse_ext.registration import once_differentiable, refuse_forward_mode, register_fake, without_autograd
+from qcse_ext.nets import composed
+from qcse_ext.nets.mlp import Norm, check_layers, kernel_takes, later_layers, mlp, normalised, refuse_unless_taken
+from qcse_ext.registration import compose, once_differentiable, refuse_forward_mode, register_fake, without_autograd
 
 __all__ = [
     "conservative_loss",
@@ -71,12 +74,13 @@ def critic_mlp(
     """
     refuse_forward_mode("critic_mlp", states, actions, weights, biases, norms)
     weights, biases, norms = _members(weights, biases, norms, subset)
-    if not kernel_takes("mlp_forward", weights, norms, states, actions):
+    if not kernel_takes("mlp_forward", weights, norms, bf16, states, actions):
         return critic_mlp_in_torch(states, actions, weights, biases, bf16, norms)
     seeds, batch, count, _ = actions.shape
     members = weights[0].shape[0] // seeds
-    pairs = torch.cat([states.unsqueeze(2).expand(-1, -1, count, -1), actions], -1).flatten(1, 2)
-    return mlp(_repeated(pairs, members), weights, biases, bf16).view(seeds, members, batch, count)
+    expect("critic_mlp", "actions", actions, (*states.shape[:2], *actions.shape[2:]), ("states", states))
+    pairs = composed.pairs_of(states, actions, members)
+    return mlp(pairs, weights, biases, bf16).view(seeds, members, batch, count)
 
 
 def critic_mlp_in_torch(
@@ -122,7 +126,7 @@ def critic_values(
     """Q_e(s, a) for n actions of each state, without a gradient.
 
     A kernel computes it where one is registered for the device, for 2 to 16 layers without norms, float32 or float64,
-    and at least one number in states and actions; :func:`critic_mlp_in_torch` everything else.
+    and at least one number in states and actions, on a GPU without `bf16`; :func:`critic_mlp_in_torch` everything else.
 
     Args:
         states, actions, weights, biases, bf16, norms, subset: as for :func:`critic_mlp`.
@@ -136,7 +140,7 @@ def critic_values(
     """
     refuse_forward_mode("critic_values", states, actions, weights, biases, norms)
     weights, biases, norms = _members(weights, biases, norms, subset)
-    if not kernel_takes("critic_values", weights, norms, states, actions):
+    if not kernel_takes("critic_values", weights, norms, bf16, states, actions):
         return critic_mlp_in_torch(states, actions, weights, biases, bf16, norms)
     values: Tensor = torch.ops.qcse.critic_values(states, actions, weights, biases, bf16)
     return values
@@ -218,9 +222,9 @@ def conservative_loss(
     With a subset of K critics the sum over the gaps is estimated by E / K times the sum over theirs.
 
     A kernel computes it where one is registered for the device, for all critics of 2 to 16 layers without norms,
-    float32 or float64, and at least one number in states and actions; :func:`conservative_loss_in_torch` everything
-    else. The kernel computes the gradient together with the loss, and ``backward`` passes it on: a second derivative
-    raises, and equal results need an equal number of threads.
+    float32 or float64, and at least one number in states and actions, on a GPU without `bf16`;
+    :func:`conservative_loss_in_torch` everything else. The CPU's kernel computes the gradient together with the loss,
+    and ``backward`` passes it on; equal results need an equal number of threads. A second derivative raises.
 
     Gradients flow to weights, biases and norms alone. A forward-mode derivative raises everywhere.
 
@@ -249,14 +253,18 @@ def conservative_loss(
             offered was asked for.
     """
     refuse_forward_mode("conservative_loss", states, actions, weights, biases, target, offsets, bound, weight, norms)
-    if subset is not None or not kernel_takes("conservative_loss", weights, norms, states, actions):
+    if subset is not None or not kernel_takes("conservative_loss", weights, norms, bf16, states, actions):
         return conservative_loss_in_torch(
             states, actions, weights, biases, target, offsets, bound, weight, temperature, floor, include_data, bf16,
             norms, subset,
         )  # fmt: skip
     floor = -math.inf if floor is None else floor
-    settings = (target, offsets, bound, weight, temperature, floor, include_data, bf16)
-    loss, statistics = _ConservativeLoss.apply(states, actions, settings, len(weights), *weights, *biases)
+    function: Any = _ConservativeLoss
+    settings: tuple[Any, ...] = (target, offsets, bound, weight, temperature, floor, include_data, bf16)
+    if registration.has_kernel("conservative_head", states):
+        _check_all(states, actions, weights, biases, settings)
+        function, settings = _ConservativeSteps, settings[:-1]
+    loss, statistics = function.apply(states, actions, settings, len(weights), *weights, *biases)
     return loss, dict(zip(("error", "gap", "q_data", "q_uniform", "q_policy", "bound_share"), statistics, strict=True))
 
 
@@ -308,6 +316,14 @@ def conservative_loss_in_torch(
     return loss, {name: value.detach() for name, value in statistics.items()}
 
 
+def _check_all(
+    states: Tensor, actions: Tensor, weights: list[Tensor], biases: list[Tensor], settings: tuple[Any, ...]
+) -> None:
+    _check("conservative_loss", states, actions, weights, biases, False, ())
+    target, offsets, bound, weight, temperature, *_ = settings
+    _check_settings(states, actions, target, offsets, bound, weight, temperature, (actions.shape[2] - 1) // 3)
+
+
 def _check_settings(
     states: Tensor,
     actions: Tensor,
@@ -357,7 +373,33 @@ class _ConservativeLoss(torch.autograd.Function):
         return None, None, None, None, *(grad * factor for grad in grads)
 
 
-# The gradient of the loss is passed on by _ConservativeLoss.
+class _ConservativeSteps(torch.autograd.Function):
+    """The same where the operators of :mod:`qcse_ext.nets.pointwise` are: the loss's gradient comes on the way back
+    alone, and so needs no pass of its own over those of the parameters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, actions: Tensor, settings: tuple[Any, ...], layers: int, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        weights, biases = parameters[:layers], parameters[layers:]
+        loss, statistics, step = composed.conservative_forward(states, actions, weights, biases, *settings)
+        ctx.save_for_backward(*step.tensors(), *weights)
+        ctx.layers = layers
+        ctx.set_materialize_grads(False)  # none of the statistics has one
+        ctx.mark_non_differentiable(statistics)
+        return loss, statistics
+
+    @staticmethod
+    @once_differentiable("conservative_loss")
+    def backward(ctx: Any, loss_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        (q_grad, states, actions, *hidden), weights = tensors[: -ctx.layers], tensors[-ctx.layers :]
+        step = composed.ConservativeStep(q_grad, states, actions, hidden)
+        weight_grads, bias_grads = composed.conservative_backward(step, weights, loss_grad)
+        return None, None, None, None, *weight_grads, *bias_grads
+
+
+# The gradient of the loss is passed on by _ConservativeLoss or _ConservativeSteps.
 without_autograd("critic_values", "conservative_loss")
 
 
@@ -376,3 +418,27 @@ def _conservative_loss_fake(
     seeds = states.shape[0]
     statistics = states.new_empty(6, seeds, weights[0].shape[0] // seeds)
     return statistics, [w.new_empty(w.shape) for w in weights], [b.new_empty(b.shape) for b in biases]
+
+
+# --- On a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def _critic_values_composed(
+    states: Tensor, actions: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool = False
+) -> Tensor:
+    refuse_unless_taken("critic_values", weights, bf16, states, actions)
+    _check("critic_values", states, actions, weights, biases, bf16, ())
+    return composed.critic_values(states, actions, weights, biases)
+
+
+def _conservative_loss_composed(
+    states: Tensor, actions: Tensor, weights: list[Tensor], biases: list[Tensor], *settings: Any, bf16: bool = False
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    settings, bf16 = settings[:7], settings[7] if len(settings) > 7 else bf16
+    refuse_unless_taken("conservative_loss", weights, bf16, states, actions)
+    _check_all(states, actions, weights, biases, settings)
+    return composed.conservative_loss(states, actions, weights, biases, *settings)
+
+
+compose("critic_values", "CUDA", "state_relu_", _critic_values_composed)
+compose("conservative_loss", "CUDA", "conservative_head", _conservative_loss_composed)

@@ -1,7 +1,8 @@
 """Fully connected ReLU networks, many of equal shape at once, differentiable.
 
 Behind a ReLU half of the numbers are zero. The CPU's kernel takes rows a few at a time through the layers, and does not
-multiply a hidden unit that is zero in all of them, on the way forward and back.
+multiply a hidden unit that is zero in all of them, on the way forward and back. On a GPU the products are cuBLAS's, and
+what lies between them is fused (:mod:`qcse_ext.nets.composed`).
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from qcse_ext import registration
 from qcse_ext.arguments import expect, expect_float
-from qcse_ext.registration import once_differentiable, refuse_forward_mode, register_fake, without_autograd
+from qcse_ext.nets import composed
+from qcse_ext.registration import compose, once_differentiable, refuse_forward_mode, register_fake, without_autograd
 
 __all__ = ["Norm", "mlp", "mlp_in_torch"]
 
@@ -29,7 +31,7 @@ def mlp(
     """M independent networks ``h_{l+1} = relu(norm(h_l W_l + b_l))``, without norm and ReLU behind the last layer.
 
     A kernel computes it where one is registered for the device, for 2 to 16 layers without norms, float32 or float64,
-    and at least one number in x; :func:`mlp_in_torch` everything else.
+    and at least one number in x, on a GPU without `bf16`; :func:`mlp_in_torch` everything else.
 
     Gradients flow to x, weights, biases and norms. Through a kernel they do so once, backward: a second derivative
     raises, and so does a functorch transform of the gradient; the gradient of x, and those of the parameters together,
@@ -52,26 +54,41 @@ def mlp(
             offered was asked for.
     """
     refuse_forward_mode("mlp", x, weights, biases, norms)
-    if not kernel_takes("mlp_forward", weights, norms, x):
+    if not kernel_takes("mlp_forward", weights, norms, bf16, x):
         return mlp_in_torch(x, weights, biases, bf16, norms)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, *biases)):
         return cast(Tensor, _Mlp.apply(x, bf16, len(weights), *weights, *biases))
     return cast(Tensor, torch.ops.qcse.mlp_forward(x, weights, biases, bf16, False)[0])
 
 
-def kernel_takes(operator: str, weights: list[Tensor], norms: Sequence[Norm], *inputs: Tensor) -> bool:
+def kernel_takes(operator: str, weights: Sequence[Tensor], norms: Sequence[Norm], bf16: bool, *inputs: Tensor) -> bool:
     """Whether there is a kernel of this operator on networks that takes such layers, ``[M, inputs, outputs]`` each, and
     inputs, ``[...]``.
 
-    What the CPU's kernels take; one for another device has to take the same.
+    What the CPU's kernels take; one for another device has to take the same, but on a GPU products of bfloat16 are left
+    to torch: its TF32 is what there is for speed.
     """
+    return not norms and _taken(weights, bf16, *inputs) and registration.has_kernel(operator, inputs[0])
+
+
+def _taken(weights: Sequence[Tensor], bf16: bool, *inputs: Tensor) -> bool:
     return (
-        not norms
-        and 2 <= len(weights) <= MAX_LAYERS
+        2 <= len(weights) <= MAX_LAYERS
         and inputs[0].dtype in (torch.float32, torch.float64)
         and all(x.numel() > 0 for x in inputs)
-        and registration.has_kernel(operator, inputs[0])
+        and not (bf16 and inputs[0].device.type == "cuda")
     )
+
+
+def refuse_unless_taken(operator: str, weights: Sequence[Tensor], bf16: bool, *inputs: Tensor) -> None:
+    """Raise a RuntimeError where a GPU's kernel is called directly with layers ``[M, inputs, outputs]`` or inputs
+    ``[...]`` that are the definition's."""
+    if not _taken(weights, bf16, *inputs):
+        raise RuntimeError(
+            f"qcse::{operator}: on a GPU it takes 2 to {MAX_LAYERS} layers, float32 or float64, inputs that are not "
+            f"empty, and bf16=False; got {len(weights)} layers, {inputs[0].dtype}, shape {list(inputs[0].shape)}, "
+            f"bf16={bf16}. qcse_ext.nets computes everything else by torch"
+        )
 
 
 # --- The definition ---------------------------------------------------------------------------------------------------
@@ -81,9 +98,7 @@ def mlp_in_torch(
     x: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool = False, norms: Sequence[Norm] = ()
 ) -> Tensor:
     """:func:`mlp` in plain torch, for any device, floating-point dtype, number of layers and rows."""
-    expect_float("mlp", "x", x, "[networks, rows, inputs]")
-    check_layers("mlp", ("x", x), x.shape[-1], weights, biases, bf16, norms)
-    expect("mlp", "x", x, (weights[0].shape[0], *x.shape[1:]), ("x", x))
+    _check("mlp", x, weights, biases, bf16, norms)
     x = torch.baddbmm(biases[0], x, weights[0])
     if len(weights) == 1:
         return x
@@ -111,6 +126,19 @@ def normalised(x: Tensor, norms: Sequence[Norm], layer: int) -> Tensor:
         return x
     scale, shift = norms[layer]
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPSILON), scale)
+
+
+def _check(
+    function: str,
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    bf16: bool = False,
+    norms: Sequence[Norm] = (),
+) -> None:
+    expect_float(function, "x", x, "[networks, rows, inputs]")
+    check_layers(function, ("x", x), x.shape[-1], weights, biases, bf16, norms)
+    expect(function, "x", x, (weights[0].shape[0], *x.shape[1:]), ("x", x))
 
 
 def check_layers(
@@ -173,9 +201,12 @@ def _mlp_forward_fake(
     x: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool, keep: bool
 ) -> tuple[Tensor, Tensor]:
     nets, rows, _ = x.shape
+    y = x.new_empty(nets, rows, weights[-1].shape[-1])
+    if x.device.type == "cuda":
+        return y, x.new_empty(composed.kept_numbers(nets, rows, weights) if keep else 0)
     per_row = 1 + sum((w.shape[-1] + 31) // 32 * 32 for w in weights[:-1])
     hidden = x.new_empty(nets if keep else 0, (rows + 63) // 64, 64, per_row)  # csrc/nets/mlp.h
-    return x.new_empty(nets, rows, weights[-1].shape[-1]), hidden
+    return y, hidden
 
 
 @register_fake("mlp_backward")
@@ -192,3 +223,34 @@ def _mlp_backward_fake(
     weight_grads = [w.new_empty(w.shape) for w in wanted]
     bias_grads = [w.new_empty(w.shape[0], 1, w.shape[2]) for w in wanted]
     return x.new_empty(x.shape if input_wanted else 0), weight_grads, bias_grads
+
+
+# --- On a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def _mlp_forward_composed(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], bf16: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
+    refuse_unless_taken("mlp_forward", weights, bf16, x)
+    _check("mlp", x, weights, biases)
+    return composed.mlp_forward(x, weights, biases, keep)
+
+
+def _mlp_backward_composed(
+    y_grad: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    weights: list[Tensor],
+    bf16: bool,
+    input_wanted: bool,
+    parameters_wanted: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    refuse_unless_taken("mlp_backward", weights, bf16, x)
+    nets, rows, _ = x.shape
+    expect("mlp", "y_grad", y_grad, (nets, rows, weights[-1].shape[-1]), ("x", x))
+    expect("mlp", "hidden", hidden, (composed.kept_numbers(nets, rows, weights),), ("x", x))
+    return composed.mlp_backward(y_grad, x, hidden, weights, input_wanted, parameters_wanted)
+
+
+compose("mlp_forward", "CUDA", "bias_relu_", _mlp_forward_composed)
+compose("mlp_backward", "CUDA", "bias_relu_", _mlp_backward_composed)

@@ -79,8 +79,33 @@ def added_bonus(emulator: Emulator) -> Verdicts:
             yield f"rewards of {seeds} x {n}"
 
 
+def nets(emulator: Emulator) -> Verdicts:
+    yield from layers(emulator)
+    yield from policies(emulator)
+
+
+def layers(emulator: Emulator) -> Verdicts:
+    from emulated_nets import problems, wrong
+
+    for seed, case in enumerate(problems()):
+        emulator.configure(seed=seed % 7)
+        if (what := wrong(emulator, case)) is not None:
+            yield what
+
+
+def policies(emulator: Emulator) -> Verdicts:
+    from problems_policy import directed, is_close
+
+    for seed, (what, problem) in enumerate(directed()):
+        for order in (seed % 7, 1 + seed % 6):
+            emulator.configure(seed=order)
+            got, want = problem(emulator)
+            if not all(is_close(a, b) for a, b in zip(got, want, strict=True)):
+                yield what
+
+
 # Yields what was got wrong. A fault of csrc/base is judged by all.
-JUDGES = {"knn": knn, "bonus": bonus}
+JUDGES = {"knn": knn, "bonus": bonus, "nets": nets}
 
 
 def judges_of(folder: str) -> list[str]:

@@ -1,0 +1,82 @@
+// What lies between the matrix products of fully connected ReLU networks: plain pointers and sizes, no torch. On a GPU
+// the products are cuBLAS's, and each of these is one pass over their results. M networks have R rows each; all
+// tensors are dense, and a width is that of one layer.
+//
+// All sums are taken in an order that the shape decides: equal inputs give equal bits. max(v, 0) and the mask of its
+// gradient are torch's: a NaN passes both.
+#pragma once
+#include <cstdint>
+
+namespace qcse {
+
+// x = max(x + bias, 0) in place; with a state's part, which its `actions` rows share, max(x + (state + bias), 0).
+template <typename T>
+struct AddRelu {
+  int64_t nets = 0, rows = 0, width = 0;
+  int64_t actions = 1;       // rows = states * actions
+  T* x = nullptr;            // [M, R, width]
+  const T* state = nullptr;  // [M, R / actions, width] or null
+  const T* bias = nullptr;   // [M, width]
+};
+
+// h = max(x + bias, 0), or max(x, 0) without a bias; y = sum h * weight + last_bias. h takes the place of x where it is
+// to be kept; otherwise x stays as it is.
+template <typename T>
+struct ReluDot {
+  int64_t nets = 0, rows = 0, width = 0;
+  T* x = nullptr;                // [M, R, width]
+  const T* bias = nullptr;       // [M, width] or null
+  const T* weight = nullptr;     // [M, width]
+  const T* last_bias = nullptr;  // [M]
+  T* y = nullptr;                // [M, R]
+  bool keep = false;
+};
+
+// grad = 0 where h <= 0, in place, and its sums over the actions of a state and over all rows.
+template <typename T>
+struct ReluGradient {
+  int64_t nets = 0, rows = 0, width = 0;
+  int64_t actions = 1;      // rows = states * actions
+  const T* h = nullptr;     // [M, R, width]
+  T* grad = nullptr;        // [M, R, width]
+  T* state_grad = nullptr;  // [M, R / actions, width] or null
+  T* bias_grad = nullptr;   // [M, width]
+};
+
+// The same behind a layer of one output, whose gradient is an outer product:
+//   g = y_grad * factor,  grad = h <= 0 ? 0 : g * weight
+// and the sums over the rows: of grad, of g * h (the gradient of the last layer's weight), of g (of its bias).
+template <typename T>
+struct OuterReluGradient {
+  int64_t nets = 0, rows = 0, width = 0;
+  int64_t members = 1;          // networks that share a factor, one behind the other
+  int64_t factor_step = 1;      // from one factor to the next; 0: there is one
+  const T* h = nullptr;         // [M, R, width]
+  const T* y_grad = nullptr;    // [M, R]
+  const T* factor = nullptr;    // [M / members] or null: 1
+  const T* weight = nullptr;    // [M, width]
+  T* grad = nullptr;            // [M, R, width]
+  T* bias_grad = nullptr;       // [M, width]; this and the next two may be null together
+  T* weight_grad = nullptr;     // [M, width]
+  T* last_bias_grad = nullptr;  // [M]
+};
+
+// The loss of critic.h and its gradient with respect to Q.
+template <typename T>
+struct ConservativeHead {
+  int64_t seeds = 0, members = 0, batch = 0;
+  int64_t sampled = 0;         // n
+  const T* q = nullptr;        // [S, E, batch, 1 + 3n]
+  const T* target = nullptr;   // [S, batch]
+  const T* offsets = nullptr;  // [S, batch, 3n]
+  const T* bound = nullptr;    // [S, batch]
+  const T* weight = nullptr;   // [S]
+  T temperature = 1;
+  T floor = 0;  // -inf: none
+  bool include_data = false;
+  T* loss = nullptr;        // [S]: sum over the critics of error + weight * gap
+  T* statistics = nullptr;  // [6, S, E]: error, gap, q_data, q_uniform, q_policy, bound_share
+  T* q_grad = nullptr;      // as q: of error + weight * gap
+};
+
+}  // namespace qcse
