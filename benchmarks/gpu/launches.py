@@ -46,6 +46,10 @@ class AsOnGpu(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        composed = registration.compositions.get((name, "CUDA")) if func.namespace == "qcse" else None
+        if composed is not None:
+            with self:
+                return composed(*args, **kwargs)
         if func.namespace == "qcse":
             self.counts[name] += LAUNCHES.get(name, 1)
             return shapes_of(func, args, kwargs)

@@ -72,25 +72,35 @@ class CQL(SAC):
             batch.observations, actions, weights, biases, target, offsets, self.bound(batch), weight, cql.temperature,
             cql.clip_difference, not cql.importance_sampling, self.critics.bf16, norms, self.subset(noise),
         )  # fmt: skip
-        gap = statistics["gap"]
+        means = _over_critics(statistics)
         multiplier_loss = self.constant(0.0, loss)
         metrics = {"q/target": target.mean(-1)}
         if cql.lagrange:
-            excess = cql.alpha * (gap.mean(-1) - cql.target_gap) * self.critics.members
+            excess = cql.alpha * (means["gap"] - cql.target_gap) * self.critics.members
             loss = loss - self.critics.members * weight * cql.target_gap  # a constant; the loss as it is published
             multiplier_loss = -0.5 * multiplier * excess
             metrics["cql/multiplier"] = multiplier.detach()
         metrics |= {
             "loss/bellman": statistics["error"].sum(-1),
-            "cql/gap": gap.mean(-1),
-            "q/data": statistics["q_data"].mean(-1),
-            "q/random_actions": statistics["q_uniform"].mean(-1),
-            "q/policy_actions": statistics["q_policy"].mean(-1),
+            "cql/gap": means["gap"],
+            "q/data": means["q_data"],
+            "q/random_actions": means["q_uniform"],
+            "q/policy_actions": means["q_policy"],
         }
         if self.calibrated:
-            metrics["cal_ql/bound_share"] = statistics["bound_share"].mean(-1)
+            metrics["cal_ql/bound_share"] = means["bound_share"]
         return loss, multiplier_loss, metrics
 
     def bound(self, batch: Batch) -> Tensor:
         """Lower bound [S, B] of the policy actions' Q in the conservative term; CQL has none."""
         return self.constant(-math.inf, batch.rewards)
+
+
+def _over_critics(statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means [S] of statistics [S, E] over the critics, those of one E together."""
+    means: dict[str, Tensor] = {}
+    for width in {s.shape[-1] for s in statistics.values()}:
+        alike = [name for name, s in statistics.items() if s.shape[-1] == width]
+        together = torch.stack([statistics[name] for name in alike]).mean(-1)
+        means |= zip(alike, together.unbind(), strict=True)
+    return means
