@@ -25,6 +25,18 @@ def samples(dtype: type, states: int, count: int, dim: int, seed: int = 0) -> Pr
     return lambda e: (kernels.tanh_gaussian(e, *arguments), kernels.tanh_gaussian_oracle(*arguments))
 
 
+def samples_of_all_sizes(dtype: type) -> Problem:
+    """Means from 1e-30 to 1; the actions as shares of them, which shows their relative error."""
+    mean = np.logspace(-30, 0, 61).astype(dtype)[:, None]
+    arguments = mean, np.full_like(mean, -200), np.ones_like(mean)[:, None]
+
+    def problem(e: Emulator) -> tuple[Results, Results]:
+        got, want = kernels.tanh_gaussian(e, *arguments), kernels.tanh_gaussian_oracle(*arguments)
+        return [got[0][:, 0] / mean], [want[0][:, 0] / mean]
+
+    return problem
+
+
 def sample_gradients(dtype: type, states: int, count: int, dim: int, beside: int = 0, seed: int = 0) -> Problem:
     """`beside`: numbers of another kind between one row of the actions' gradient and the next."""
     rng = np.random.default_rng(seed)
@@ -122,6 +134,7 @@ def steps_of_adam(dtype: type, counts: Sequence[int], target_rate: float = 0.005
 def directed() -> Iterator[tuple[str, Problem]]:
     for dtype in TYPES:
         name = dtype.__name__
+        yield f"samples of all sizes {name}", samples_of_all_sizes(dtype)
         for shape in ((1, 1, 1), (3, 5, 6), (40, 1, 17), (5, 10, 33), (300, 1, 3), (2, 3, 70)):
             yield f"samples {shape} {name}", samples(dtype, *shape)
             yield f"gradients of samples {shape} {name}", sample_gradients(dtype, *shape, beside=shape[0] % 4)
