@@ -46,12 +46,14 @@ def sample_gradients(dtype: type, states: int, count: int, dim: int, beside: int
     return lambda e: (kernels.tanh_gaussian_backward(e, *arguments), kernels.tanh_gaussian_backward_oracle(*arguments))
 
 
-def heads(dtype: type, seeds: int, states: int, dim: int, seed: int = 0) -> Problem:
-    """Some at the limits, some beyond, some exactly on them."""
+def heads(dtype: type, seeds: int, states: int, dim: int, nans: bool = False, seed: int = 0) -> Problem:
+    """Some at the limits, some beyond, some exactly on them; `nans`: one of the last seed's is NaN."""
     rng = np.random.default_rng(seed)
     low, high = -1.0, 0.5
     raw = normal(rng, dtype, seeds, states, 2 * dim)
     raw[..., dim:] = np.round(raw[..., dim:] * 4) / 4
+    if nans:
+        raw[-1, 0, dim] = np.nan
     multiplier, offset = (0.5 + rng.integers(0, 3, (2, seeds)) / 2).astype(dtype)
     grads = normal(rng, dtype, seeds, states, dim), normal(rng, dtype, seeds, states, dim)
     arguments = raw, multiplier, offset, low, high
@@ -140,6 +142,7 @@ def directed() -> Iterator[tuple[str, Problem]]:
             yield f"gradients of samples {shape} {name}", sample_gradients(dtype, *shape, beside=shape[0] % 4)
         for shape in ((1, 1, 1), (2, 7, 6), (1, 256, 6), (3, 100, 3)):
             yield f"head {shape} {name}", heads(dtype, *shape)
+        yield f"head with NaN {name}", heads(dtype, 3, 5, 2, nans=True)
         for shape in ((1, 1, 1, 1), (2, 2, 70, 10), (1, 10, 5, 1), (3, 2, 50, 3)):
             yield f"target {shape} {name}", targets(dtype, *shape)
         yield f"target without entropy {name}", targets(dtype, 2, 3, 40, 4, entropy=False)

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) bellman_target_kernel(BellmanTarget<
   int64_t which = 0;
   for (int64_t j = 0; j < t.actions; ++j) {
     const T value = least_of(values + j, t.members, each);
-    if (j == 0 || value > best || (is_nan(value) && !is_nan(best))) best = value, which = j;
+    if (j == 0 || value > best || is_nan(value)) best = value, which = j;  // a NaN stays the best
   }
   if (t.log_prob != nullptr) best = best - t.temperature[seed] * t.log_prob[at * t.actions + which];
   t.target[at] = t.rewards[at] + t.discount * t.bootstrap[at] * best;
