@@ -125,10 +125,10 @@ def steps_of_adam(dtype: type, counts: Sequence[int], target_rate: float = 0.005
         return [a for part in parts for a in part if a is not None]
 
     def problem(e: Emulator) -> tuple[Results, Results]:
-        got = kernels.adam(e, tensors, settings)
-        want = kernels.adam_oracle(tensors, settings)
-        again = kernels.adam(e, got, settings)
-        return flat(got) + flat(again), flat(want) + flat(kernels.adam_oracle(got, settings))
+        got, tickets = kernels.adam(e, tensors, settings)
+        again, _ = kernels.adam(e, got, settings)
+        want = flat(kernels.adam_oracle(tensors, settings)) + flat(kernels.adam_oracle(got, settings))
+        return [*flat(got), *flat(again), tickets.astype(dtype)], [*want, np.zeros(len(counts))]
 
     return problem
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...config.bonuses.rnd import DistillationOptions
 from ..buffer import Batch, ReplayBuffer
 from ..nets import BatchedMLP
+from ..optimizer import make_adam
 from ..streams import Streams
 from .base import Learner
 from .moments import RunningMoments
@@ -35,10 +36,8 @@ class RandomNetworkDistillation:
         self.target = BatchedMLP(sizes, generators, orthogonal=True).requires_grad_(False)
         deeper = [state_dim, *config.hidden, config.hidden[-1], config.hidden[-1], config.embedding]
         self.predictor = BatchedMLP(deeper, generators, orthogonal=True)
-        capturable = device.type == "cuda"
-        self.optimizer = torch.optim.Adam(
-            self.predictor.parameters(), lr=config.predictor_lr, fused=True, capturable=capturable
-        )
+        group = {"params": list(self.predictor.parameters()), "lr": config.predictor_lr}
+        self.optimizer = make_adam([group], device)
         self.states = RunningMoments((len(streams), state_dim), config.statistics_horizon, device)
 
     def check_limits(self) -> None:
