@@ -4,8 +4,8 @@ python benchmarks/gpu/launches.py [--algos cql cal_ql] [--seeds 1 16] [--bonuses
 
 The update runs on CPU tensors under a dispatch mode, with the operators that have a CUDA kernel in the place of those
 that have one for the CPU. An operation of torch's counts once, unless it makes a view or uninitialised memory; one of
-ours as often as it launches a kernel. (torch itself may launch more than one kernel for an operation, such as a copy of
-the bias before a product.)
+ours as often as it launches a kernel, and one that is composed of others as often as they do. (torch itself may launch
+more than one kernel for an operation, such as a copy of the bias before a product.)
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ class AsOnGpu(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        if func.namespace == "qcse" and name in registration.composed:
+            with self:
+                return registration.composed[name](*args, **kwargs)
         if func.namespace == "qcse":
             self.counts[name] += LAUNCHES.get(name, 1)
             return shapes_of(func, args, kwargs)
