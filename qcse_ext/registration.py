@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 __all__ = [
     "compose",
+    "composed",
     "has_kernel",
     "once_differentiable",
     "refuse_forward_mode",
@@ -58,15 +59,16 @@ _is_registered._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _library = torch.library.Library("qcse", "IMPL")
 
 
-compositions: dict[tuple[str, str], Callable[..., Any]] = {}  # what `compose` registered, by operator and key
+# What `compose` has registered, by the operator's name.
+composed: dict[str, Callable[..., Any]] = {}
 
 
 def compose(name: str, key: str, part: str, function: Callable[..., Any]) -> None:
     """Have ``qcse::name`` computed by a function in Python of other operators, on the devices of a dispatch key
     ("CUDA"), if ``qcse::part``, one of them, has a kernel there."""
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"qcse::{part}", key):
-        compositions[name, key] = function
         _library.impl(name, function, key)
+        composed[name] = function
 
 
 # --- Derivatives that are not offered ---------------------------------------------------------------------------------

@@ -240,6 +240,22 @@ def test_launches_of_critics(seeds: int) -> None:
     assert found == {name: counts[seeds > 1] for name, counts in LAUNCHES.items()}
 
 
+def test_launches_of_the_definitions(without_kernels: Callable[[], None]) -> None:
+    without_kernels()
+    for seeds, expected in ((1, (10, 33, 39)), (3, (12, 35, 39))):
+        p = problem(seeds, 2, 10, 3)
+        loss = conservative_loss(**p)[0]
+        calls = [
+            lambda p=p: critic_values(p["states"], p["actions"], p["weights"], p["biases"]),
+            lambda p=p: conservative_loss(**p),
+            lambda p=p, loss=loss: torch.autograd.grad(loss.sum(), [*p["weights"], *p["biases"]]),
+        ]
+        for call, count in zip(calls, expected, strict=True):
+            with Launches() as record:
+                call()
+            assert abs(record.names.total() - count) <= 3, record.names  # torch's own business
+
+
 @pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize(("hidden", "outputs"), OF_NETWORKS)
 def test_launches_of_networks(hidden: tuple[int, ...], outputs: int) -> None:
