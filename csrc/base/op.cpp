@@ -22,6 +22,12 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_
 
 }  // namespace
 
+std::vector<int64_t> sizes_of(const Tensor& t) {
+  std::vector<int64_t> sizes;
+  for (int64_t d = 0; d < t.dim(); ++d) sizes.push_back(t.size(d));
+  return sizes;
+}
+
 std::string shape_of(const Tensor& t) {
   std::ostringstream out;
   out << '[';

@@ -26,6 +26,8 @@ template <typename... Parts>
   throw std::runtime_error(message.str());
 }
 
+std::vector<int64_t> sizes_of(const Tensor& t);
+
 // "[3, 4]"
 std::string shape_of(const Tensor& t);
 

@@ -13,11 +13,13 @@ import torch
 
 from qcse_ext.registration import has_kernel
 
-DEFINITIONS = {"baddbmm", "softplus", "logsumexp", "sort"}  # what gives each of them away
-OPERATORS = ("mlp_forward", "critic_values", "conservative_loss", "tanh_gaussian", "batch_entropy")
+DEFINITIONS = {"baddbmm", "softplus", "logsumexp", "sort", "clamp", "amin", "lerp_"}  # what gives each of them away
+OF_THE_CPU = ("mlp_forward", "critic_values", "conservative_loss", "tanh_gaussian", "batch_entropy")
+OF_GPUS = ("gaussian_head", "bellman_target", "actor_loss", "adam_")
+OPERATORS = (*OF_THE_CPU, *OF_GPUS)
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", OF_THE_CPU)
 def test_the_cpu_has_kernels(name: str) -> None:
     assert has_kernel(name, torch.zeros(1))
     assert torch.compile(lambda x: x + has_kernel(name, x), fullgraph=True, backend="eager")(torch.zeros(1)) == 1
@@ -36,9 +38,10 @@ def test_a_registered_kernel_is_used_by_the_same_calls() -> None:
     for call in ("mlp_forward", "critic_mlp", "conservative_loss"):
         assert {"mlp_forward", "mlp_backward"} <= set(layers[call]) and "baddbmm" not in layers[call]
     assert "logsumexp" in layers["conservative_loss"]
-    for call in ("critic_values", "tanh_gaussian", "batch_entropy"):
+    for call in ("critic_values", "tanh_gaussian", "batch_entropy", *OF_GPUS):
         assert layers[call] == nothing[call]
 
     for call in OPERATORS:
         assert call in everything[call] and not DEFINITIONS & set(everything[call])
-    assert "tanh_gaussian_backward" in everything["tanh_gaussian"]
+    for call in ("tanh_gaussian", "gaussian_head", "actor_loss"):
+        assert f"{call}_backward" in everything[call]

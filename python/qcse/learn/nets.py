@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qcse_ext.nets.actor_critic import gaussian_head
 from qcse_ext.nets.critic import critic_mlp, critic_values
 from qcse_ext.nets.mlp import Norm, mlp
 
@@ -119,9 +120,8 @@ class TanhGaussianPolicy(nn.Module):
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """states [S, B, D] -> mean and log_std before the tanh, [S, B, A] each."""
-        mean, log_std = self.net(states).split(self.action_dim, dim=-1)
-        log_std = self.log_std_multiplier * log_std + self.log_std_offset
-        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        raw = self.net(states)
+        return gaussian_head(raw, self.log_std_multiplier, self.log_std_offset, LOG_STD_MIN, LOG_STD_MAX)
 
     def mode(self, states: Tensor) -> Tensor:
         """The deterministic action tanh(mean), [S, B, A]."""

@@ -43,7 +43,7 @@ class AWAC(SAC):
         predicted = self.critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
         q_loss = self.bellman_error(predicted, target)
         metrics = self.q_metrics(predicted, target) | {"loss/critic": q_loss.detach()}
-        policy_loss = torch.zeros_like(q_loss)
+        policy_loss = self.constant(0.0, q_loss)
         if self.policy_turn:
             mean, log_std = self.policy(batch.observations)
             own = (mean + log_std.exp() * noise["policy"]).clamp(-1.0, 1.0).detach()
@@ -55,4 +55,4 @@ class AWAC(SAC):
                 "policy/weight": weight.mean(-1),
                 "awac/advantage": advantage.mean(-1),
             }
-        return Losses(policy_loss, q_loss, torch.zeros_like(q_loss), metrics)
+        return Losses(policy_loss, q_loss, self.constant(0.0, q_loss), metrics)

@@ -34,7 +34,7 @@ class CalQL(CQL):
 
     def prepare(self, batch: Batch, online: bool) -> None:
         if online and self.config.cql.calibration_online == "off":  # the dataset's rows are not bounded either
-            batch.returns = torch.full_like(batch.returns, NO_RETURN)
+            batch.returns = self.constant(NO_RETURN, batch.returns)
 
     def episode_end(self, episode: Episode, buffer: ReplayBuffer, reward: IntrinsicReward) -> None:
         calibration = self.config.cql.calibration_online

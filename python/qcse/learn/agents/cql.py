@@ -59,20 +59,21 @@ class CQL(SAC):
             current, current_log_prob = tanh_gaussian(mean, log_std, noise["current"])
             following, following_log_prob = tanh_gaussian(next_mean, next_log_std, noise["next"])
             actions = torch.cat([batch.actions.unsqueeze(-2), noise["random"], following, current], dim=-2)
-            # Minus the log-densities; that of a uniform action in [-1, 1]^A is A log 1/2.
-            uniform = torch.full_like(current_log_prob, self.action_dim * math.log(2.0))
-            offsets = torch.cat([uniform, -following_log_prob, -current_log_prob], dim=-1)
+            uniform = self.constant(-self.action_dim * math.log(2.0), current_log_prob)  # in [-1, 1]^A
+            offsets = -torch.cat([uniform, following_log_prob, current_log_prob], dim=-1)
             if not cql.importance_sampling:
                 offsets = torch.zeros_like(offsets)
-        multiplier = self.log_multiplier.exp().clamp(max=1e6) if cql.lagrange else torch.ones_like(self.log_multiplier)
-        weight = cql.alpha * multiplier.detach()
+        weight = self.constant(cql.alpha, temperature)
+        if cql.lagrange:
+            multiplier = self.log_multiplier.exp().clamp(max=1e6)
+            weight = cql.alpha * multiplier.detach()
         weights, biases, norms = self.critics.net.layers()
         loss, statistics = conservative_loss(
             batch.observations, actions, weights, biases, target, offsets, self.bound(batch), weight, cql.temperature,
             cql.clip_difference, not cql.importance_sampling, self.critics.bf16, norms, self.subset(noise),
         )  # fmt: skip
         gap = statistics["gap"]
-        multiplier_loss = torch.zeros_like(loss)
+        multiplier_loss = self.constant(0.0, loss)
         metrics = {"q/target": target.mean(-1)}
         if cql.lagrange:
             excess = cql.alpha * (gap.mean(-1) - cql.target_gap) * self.critics.members
@@ -92,4 +93,4 @@ class CQL(SAC):
 
     def bound(self, batch: Batch) -> Tensor:
         """Lower bound [S, B] of the policy actions' Q in the conservative term; CQL has none."""
-        return torch.full_like(batch.rewards, -math.inf)
+        return self.constant(-math.inf, batch.rewards)

@@ -69,10 +69,10 @@ class IQL(SAC):
             "loss/critic": q_loss.detach(),
             "iql/advantage": advantage.detach().mean(-1),
         }
-        policy_loss = torch.zeros_like(q_loss)
+        policy_loss = self.constant(0.0, q_loss)
         if self.policy_turn:
             weight = (iql.beta * advantage.detach()).exp().clamp(max=WEIGHT_MAX)
             mean, log_std = self.policy(batch.observations)
             policy_loss = -(weight * gaussian_log_prob(mean, log_std, batch.actions)).mean(-1)
             metrics |= {"loss/policy": policy_loss.detach(), "policy/weight": weight.mean(-1)}
-        return Losses(policy_loss, q_loss + value_loss, torch.zeros_like(q_loss), metrics)
+        return Losses(policy_loss, q_loss + value_loss, self.constant(0.0, q_loss), metrics)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qcse_ext.nets.actor_critic import actor_loss, bellman_target
 from qcse_ext.nets.tanh_gaussian import tanh_gaussian
 
 from ...config.algorithms.base import Options
@@ -23,6 +24,7 @@ from ..nets import (
     TanhGaussianPolicy,
     tanh_gaussian_log_prob,
 )
+from ..optimizer import make_adam, step_with_targets
 from ..reward import IntrinsicReward
 from ..streams import Streams
 
@@ -72,9 +74,8 @@ class SAC:
         default = self.entropy_per_dimension * action_dim
         self.target_entropy = default if config.target_entropy is None else config.target_entropy
         self.updates = 0
-        # On a GPU Adam's counters lie there, as a captured graph needs.
-        capturable = self.device.type == "cuda"
-        self.optimizer = torch.optim.Adam(self.parameter_groups(), fused=True, capturable=capturable)
+        self._constants: dict[tuple[float, tuple[int, ...], torch.dtype], Tensor] = {}
+        self.optimizer = make_adam(self.parameter_groups(), self.device)
 
     # What an algorithm is made of; subclasses change these.
 
@@ -107,28 +108,28 @@ class SAC:
         temperature = self.log_temperature.detach().exp()
         critic_loss, multiplier_loss, metrics = self.critic_loss(batch, noise, mean, log_std, temperature)
         metrics |= {"loss/critic": critic_loss.detach(), "policy/temperature": temperature}
-        policy_loss = temperature_loss = torch.zeros_like(critic_loss)
+        policy_loss = temperature_loss = self.constant(0.0, critic_loss)
         if turn:
             actions, log_prob = tanh_gaussian(mean, log_std, noise["policy"])
-            policy_loss, log_prob = self.policy_loss(batch, mean, log_std, actions, log_prob.squeeze(-1), temperature)
-            temperature_loss = -self.log_temperature * (log_prob.detach() + self.target_entropy).mean(-1)
+            log_prob = log_prob.squeeze(-1)
+            policy_loss, mean_log_prob = self.policy_loss(batch, mean, log_std, actions, log_prob, temperature)
+            temperature_loss = self.log_temperature * -(log_prob.detach() + self.target_entropy).mean(-1)
             metrics |= {
                 "loss/policy": policy_loss.detach(),
                 "loss/temperature": temperature_loss.detach(),
-                "policy/entropy": -log_prob.detach().mean(-1),
+                "policy/entropy": -mean_log_prob,
             }
         return Losses(policy_loss, critic_loss, temperature_loss + multiplier_loss, metrics)
 
     def policy_loss(
         self, batch: Batch, mean: Tensor, log_std: Tensor, actions: Tensor, log_prob: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """E[temperature * log pi - Q], Q the least or the mean of the ensemble's, [S]; and log pi [S, B]."""
+        """E[temperature * log pi - Q], Q the least or the mean of the ensemble's, [S]; and E[log pi] [S], detached."""
         if self.updates < self.config.behaviour_cloning_steps:
             gain = tanh_gaussian_log_prob(mean, log_std, batch.actions)
-        else:
-            q = self.critics(batch.observations, actions, frozen=True).squeeze(-1)
-            gain = q.amin(1) if self.config.policy_value == "min" else q.mean(1)
-        return (temperature.unsqueeze(-1) * log_prob - gain).mean(-1), log_prob
+            return (temperature.unsqueeze(-1) * log_prob - gain).mean(-1), log_prob.detach().mean(-1)
+        q = self.critics(batch.observations, actions, frozen=True).squeeze(-1)
+        return actor_loss(q, log_prob, temperature, self.config.policy_value == "min")
 
     def critic_loss(
         self, batch: Batch, noise: Noise, mean: Tensor, log_std: Tensor, temperature: Tensor
@@ -139,7 +140,7 @@ class SAC:
             next_mean, next_log_std = self.policy(batch.next_observations)
             target = self.bellman_target(batch, next_mean, next_log_std, noise, temperature)
         error = self.bellman_error(predicted, target)
-        return error, torch.zeros_like(error), self.q_metrics(predicted, target)
+        return error, self.constant(0.0, error), self.q_metrics(predicted, target)
 
     def returns_of(
         self, rewards: NDArray[np.float32], episode_end: NDArray[np.bool_], bootstrap: NDArray[np.float32]
@@ -172,6 +173,13 @@ class SAC:
         done = self.updates - self.config.offline_steps if self.online else self.updates
         return (done + 1) % every == 0
 
+    def constant(self, value: float, like: Tensor) -> Tensor:
+        """A tensor of this number and of the shape and dtype of another, [...]; made once, and never to be changed."""
+        key = value, tuple(like.shape), like.dtype
+        if key not in self._constants:
+            self._constants[key] = torch.full_like(like, value, requires_grad=False)
+        return self._constants[key]
+
     def subset(self, noise: Noise) -> Tensor | None:
         """The `critic_subset` members that this update draws for each seed, without replacement, [S, K]; None: all."""
         count = self.config.critic_subset
@@ -186,10 +194,10 @@ class SAC:
         """
         actions, log_prob = tanh_gaussian(next_mean, next_log_std, noise["backup"])
         values = self.targets.values(batch.next_observations, actions, self.subset(noise))
-        value, best = values.amin(1).max(-1)
-        if self.config.entropy_backup:
-            value = value - temperature.unsqueeze(-1) * log_prob.gather(-1, best.unsqueeze(-1)).squeeze(-1)
-        return batch.rewards + self.config.discount * batch.bootstrap * value
+        config = self.config
+        return bellman_target(
+            values, log_prob, batch.rewards, batch.bootstrap, temperature, config.discount, config.entropy_backup
+        )
 
     @staticmethod
     def bellman_error(predicted: Tensor, target: Tensor) -> Tensor:
@@ -210,15 +218,15 @@ class SAC:
         """One gradient step of everything; returns metrics [S] on the device."""
         losses = self.losses(batch, noise)
         self.optimizer.zero_grad(set_to_none=True)
-        (losses.policy + losses.critic + losses.multipliers).sum().backward()
-        self.optimizer.step()
-        self.move_targets()
+        learnt = [loss for loss in (losses.policy, losses.critic, losses.multipliers) if loss.requires_grad]
+        torch.autograd.backward(learnt, [self.constant(1.0, loss) for loss in learnt])
+        step_with_targets(self.optimizer, *self.followers(), self.config.target_rate)
         self.updates += 1
         return losses.metrics
 
-    @torch.no_grad()
-    def move_targets(self) -> None:
-        torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), self.config.target_rate)
+    def followers(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The targets' parameters [...] that move at this update, and those [...] that they follow."""
+        return list(self.targets.parameters()), list(self.critics.parameters())
 
     # Use.
 

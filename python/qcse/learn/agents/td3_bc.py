@@ -55,18 +55,17 @@ class TD3BC(SAC):
         predicted = self.critics(batch.observations, batch.actions.unsqueeze(-2)).squeeze(-1)
         q_loss = self.bellman_error(predicted, target)
         metrics = self.q_metrics(predicted, target) | {"loss/critic": q_loss.detach()}
-        policy_loss = torch.zeros_like(q_loss)
+        policy_loss = self.constant(0.0, q_loss)
         if self.policy_turn:
             own = self.policy(batch.observations)
             q = self.critics(batch.observations, own.unsqueeze(-2), frozen=True, subset=self.first).squeeze((1, -1))
             imitation = (own - batch.actions).square().mean((-2, -1))
             policy_loss = imitation - td3.alpha * q.mean(-1) / q.detach().abs().mean(-1)
             metrics |= {"loss/policy": policy_loss.detach(), "td3_bc/imitation": imitation.detach()}
-        return Losses(policy_loss, q_loss, torch.zeros_like(q_loss), metrics)
+        return Losses(policy_loss, q_loss, self.constant(0.0, q_loss), metrics)
 
-    @torch.no_grad()
-    def move_targets(self) -> None:
-        if self.policy_turn:
-            super().move_targets()
-            targets, own = list[Tensor](self.policy_target.parameters()), list[Tensor](self.policy.parameters())
-            torch._foreach_lerp_(targets, own, self.config.target_rate)
+    def followers(self) -> tuple[list[Tensor], list[Tensor]]:
+        if not self.policy_turn:
+            return [], []
+        targets, followed = super().followers()
+        return [*targets, *self.policy_target.parameters()], [*followed, *self.policy.parameters()]
