@@ -37,8 +37,8 @@ def knn(emulator: Emulator) -> Verdicts:
 
 
 def bonus(emulator: Emulator) -> Verdicts:
-    yield from added_bonus(emulator)
     yield from batch_entropy(emulator)
+    yield from added_bonus(emulator)
 
 
 def batch_entropy(emulator: Emulator) -> Verdicts:

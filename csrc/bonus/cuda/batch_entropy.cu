@@ -86,11 +86,13 @@ struct SeedRows {
   int dim;
 
   __device__ __forceinline__ T at(int row, int channel) const {
-    return channel < dim ? states[static_cast<int64_t>(row) * dim + channel] : values[row];
+    const T* const place = channel < dim ? states + static_cast<int64_t>(row) * dim + channel : values + row;
+    return *place;
   }
 };
 
 // x = load(row, column), then use(row, column, x), for every element of a matrix, shared out over the block's threads.
+// Loads wait for no branch: those behind the last row load the last row's.
 template <typename T, typename Load, typename Use>
 __device__ __forceinline__ void for_each_element(int rows, int columns, const Load& load, const Use& use) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -106,7 +108,7 @@ __device__ __forceinline__ void for_each_element(int rows, int columns, const Lo
     for (int j = 0; j < kAhead; ++j) {
       r[j] = row;
       c[j] = column;
-      x[j] = row < rows ? load(row, column) : T(0);
+      x[j] = load(row < rows ? row : rows - 1, column);
       row += rows_on;
       column += columns_on;
       if (column >= columns) {
@@ -121,49 +123,52 @@ __device__ __forceinline__ void for_each_element(int rows, int columns, const Lo
   }
 }
 
-// use(x, moves) for a channel's numbers in the order of the rows; x is 0 where the row does not move the moments. The
-// sums over it have the CPU's order and so its bits: what is added for the other rows is 0.
+// use(x, moves) for a channel's numbers in the order of the rows, by a whole warp, of which each lane has its channel.
+// Returns how many move the moments. Only the additions wait for each other: loads run ahead of them, and a row that
+// moves no moment is added as 0, which changes no bit of a sum. So the sums have the CPU's.
 template <typename T, typename Use>
-__device__ __forceinline__ void in_order(const T* numbers, int64_t stride, const unsigned* flags, int rows,
-                                         const Use& use) {
+__device__ __forceinline__ int in_order(const T* numbers, int stride, const unsigned* flags, int rows, const Use& use) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  int count = 0;
+  int next = 0;  // row to be loaded; behind the last it is the last again
   T ahead[kAhead];
-  unsigned moving = 0;
-  const auto load = [&](int first) {
-    moving = 0;
+  const auto load = [&] {
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
-      const int row = first + j;
-      const bool moves = row < rows && flags[row] == 0;
-      ahead[j] = moves ? numbers[row * stride] : T(0);
-      moving |= static_cast<unsigned>(moves) << j;
+      ahead[j] = *numbers;
+      numbers += ++next < rows ? stride : 0;
     }
   };
-  load(0);
+  if (rows > 0) load();
 #pragma unroll 1
-  for (int first = 0; first < rows; first += kAhead) {
-    T now[kAhead];
+  for (int first = 0; first < rows; first += kWarp) {
+    unsigned moving = __ballot_sync(kFullWarp, first + lane < rows && flags[first + lane] == 0);
+    count += __popc(moving);
+#pragma unroll 1
+    for (int part = 0; part < kWarp / kAhead; ++part) {
+      T now[kAhead];
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) now[j] = ahead[j];
-    const unsigned moves = moving;
-    load(first + kAhead);  // on its way while these are added up
+      for (int j = 0; j < kAhead; ++j) now[j] = ahead[j];
+      load();
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) use(now[j], (moves >> j & 1) != 0);
+      for (int j = 0; j < kAhead; ++j) use(now[j], (moving >> j & 1) != 0);
+      moving >>= kAhead;
+    }
   }
+  return count;
 }
 
-// The turn of one channel at its moments. Returns how many rows moved them.
+// The turn of the lanes' channels at their moments, by a whole warp; those of a lane that is not `live` stay. Returns
+// how many rows moved them.
 template <typename T>
-__device__ __forceinline__ int move_channel(const BatchEntropy<T>& b, int64_t seed, const SeedRows<T>& rows,
-                                            const unsigned* flags, int channel) {
+__device__ __forceinline__ int move_channels(const BatchEntropy<T>& b, int64_t seed, const SeedRows<T>& rows,
+                                             const unsigned* flags, int channel, bool live) {
   const int n = static_cast<int>(b.rows);
   const T* const numbers = channel < rows.dim ? rows.states + channel : rows.values;
-  const int64_t stride = channel < rows.dim ? rows.dim : 1;
-  int learnt = 0;
+  const int stride = channel < rows.dim ? rows.dim : 1;
   double sum = 0;
-  in_order(numbers, stride, flags, n, [&](T x, bool moves) {
-    sum += static_cast<double>(x);
-    learnt += moves;
-  });
+  const int learnt =
+      in_order(numbers, stride, flags, n, [&](T x, bool moves) { sum += static_cast<double>(moves ? x : T(0)); });
   if (learnt == 0) return 0;
   const double mean = div_rn(sum, static_cast<double>(learnt));
   double squares = 0;
@@ -171,6 +176,7 @@ __device__ __forceinline__ int move_channel(const BatchEntropy<T>& b, int64_t se
     const double away = static_cast<double>(x) - mean;
     squares += moves ? away * away : 0.0;
   });
+  if (!live) return learnt;
   // The report counts the batch: the blocks of the other channels read this as well.
   const double batches = static_cast<double>(b.batches[seed] + T(1));
   const double seen = batches < 1.0 ? 1.0 : batches;
@@ -278,13 +284,17 @@ __global__ void __launch_bounds__(kPrepareThreads, 1)
 
   // Adding up in order takes its time: one warp does it while the others enter the rows into the table.
   int learnt = 0;
-  if (thread < width) {
-    if (b.learn) learnt = move_channel(b, seed, rows, tables.flags, first + thread);
-    const int64_t at = seed * (dim + 1) + first + thread;
-    const T root = sqrt_rn(b.variance[at]);
-    mean[thread] = b.mean[at];
-    spread[thread] = root > T(1e-6) ? root : T(1);
-  } else if (thread >= kWarp) {
+  if (thread < kWarp) {
+    const bool live = thread < width;
+    const int c = live ? thread : width - 1;
+    if (b.learn) learnt = move_channels(b, seed, rows, tables.flags, first + c, live);
+    if (live) {
+      const int64_t at = seed * (dim + 1) + first + c;
+      const T root = sqrt_rn(b.variance[at]);
+      mean[c] = b.mean[at];
+      spread[c] = root > T(1e-6) ? root : T(1);
+    }
+  } else {
     for (int row = thread - kWarp; row < n; row += kPrepareThreads - kWarp) {
       tables.slot[row] = (tables.flags[row] & kOut) != 0 ? -1 : enter(tables.table, share.slots, index, row);
     }
@@ -298,10 +308,10 @@ __global__ void __launch_bounds__(kPrepareThreads, 1)
   for_each_element<T>(
       n, width,
       [&](int place, int c) {
-        return place < distinct ? rows.at(static_cast<int>(tables.flags[place]), first + c) : not_a_number<T>();
+        return rows.at(place < distinct ? static_cast<int>(tables.flags[place]) : 0, first + c);
       },
       [&](int place, int c, T x) {
-        const T standardised = div_rn(x - mean[c], spread[c]);
+        const T standardised = place < distinct ? div_rn(x - mean[c], spread[c]) : not_a_number<T>();
         if (first + c < dim) {
           points[static_cast<int64_t>(place) * dim + first + c] = div_rn(standardised, divisor);
         } else {
