@@ -12,7 +12,7 @@ namespace {
 // Blocks that shall share a multiprocessor's registers, by rule: two where its shared memory has room for two, and the
 // compiler for their registers without spills.
 __host__ __device__ constexpr int screen_blocks(bool small) {
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900)
   return small ? 2 : 1;
 #else
   static_cast<void>(small);
@@ -361,24 +361,13 @@ __global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, kBlocks<Shape, kRegis
     const auto& turn = ring.wait();
     const int tile = turn.visit.tile;
     if (tile < 0) break;
-    const float tile_error = turn.error;
-    if (mine.unbounded()) {  // for want of k candidates so far
+    if (!mine.begin_tile(turn.error)) {
       mine.fill(tile * kTile, kTile);
       ring.leave(mine.values[lane], mine.bounds[lane]);
       continue;
     }
     const unsigned* const candidates = ring.words + ring.at * ring.stage_words + 4 * lane;
     const float* const candidate_norms = ring.norms + ring.at * norm_words(kTile) + 4 * member;
-
-    // Sums below this may belong to a wanted pair.
-    float limit[4];
-    const auto renew_limits = [&] {
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        limit[r] = screen_limit(mine.reach[8 * r + group], tile_error, mine.norms[8 * r + group]);
-      }
-    };
-    renew_limits();
 
 #pragma unroll 1
     for (int side = 0; side < kTile; side += kSide) {
@@ -424,43 +413,40 @@ __global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, kBlocks<Shape, kRegis
 
       // Which pairs are left? A lane looks at the smallest sum of each of its rows first.
       bool any = false;
-      float least[4];
+      float limit[4], least[4];
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        least[r] = infinity<float>();
+        limit[r] = mine.limits[8 * r + group];
+        least[r] = smaller(sum[r / 2][0][2 * (r % 2)], sum[r / 2][0][2 * (r % 2) + 1]);
 #pragma unroll
-        for (int j = 0; j < kSide / 8; ++j) {
+        for (int j = 1; j < kSide / 8; ++j) {
           least[r] = smaller(least[r], smaller(sum[r / 2][j][2 * (r % 2)], sum[r / 2][j][2 * (r % 2) + 1]));
         }
         any |= least[r] < limit[r];
       }
       if (!__any_sync(kFullWarp, any)) continue;
-      // Bit 16 r + 2 j + c: of the candidate side + 8 j + 2 member + c and the query 8 r + group.
-      uint64_t left = 0;
+      // Bit 16 r + 2 j + c: of query 8 r + group and candidate side + 8 j + 2 member + c.
+      unsigned left[2] = {0, 0};
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        unsigned bits = 0;
-        if (least[r] < limit[r]) {
+        if (!(least[r] < limit[r])) continue;
 #pragma unroll
-          for (int j = 0; j < kSide / 8; ++j) {
+        for (int j = 0; j < kSide / 8; ++j) {
 #pragma unroll
-            for (int c = 0; c < 2; ++c) {
-              bits |= (sum[r / 2][j][2 * (r % 2) + c] < limit[r] ? 1u : 0u) << (2 * j + c);
-            }
+          for (int c = 0; c < 2; ++c) {
+            left[r / 2] |= sum[r / 2][j][2 * (r % 2) + c] < limit[r] ? 1u << (16 * (r % 2) + 2 * j + c) : 0u;
           }
         }
-        left |= static_cast<uint64_t>(bits) << (16 * r);
       }
-      bool renewed = false;
+      uint64_t bits = static_cast<uint64_t>(left[1]) << 32 | left[0];
 #pragma unroll 1
-      while (__any_sync(kFullWarp, left != 0)) {
-        const int bit = left != 0 ? __ffsll(static_cast<long long>(left)) - 1 : 0;
+      while (__any_sync(kFullWarp, bits != 0)) {
+        const int bit = bits != 0 ? __ffsll(static_cast<long long>(bits)) - 1 : 0;
         const int column = bit % 16;
         const int place = tile * kTile + side + 2 * member + column / 2 * 8 + column % 2;
-        renewed |= mine.offer(left != 0, bit / 16 * 8 + group, place);
-        left &= left - 1;
+        mine.offer(bits != 0, bit / 16 * 8 + group, place);
+        bits &= bits - 1;
       }
-      if (renewed) renew_limits();
     }
     ring.leave(mine.values[lane], mine.bounds[lane]);
   }

@@ -17,13 +17,13 @@ inline constexpr int kQueue = 2 * kWarp;
 // What a warp keeps of its own, at offsets known to the compiler.
 template <typename T, int kRegisters>
 struct WarpLayout {
-  size_t lists = 0, bounds = 0, reach = 0, errors = 0, norms = 0, values = 0, self = 0, queue = 0, bytes = 0;
+  size_t lists = 0, bounds = 0, limits = 0, errors = 0, norms = 0, values = 0, self = 0, queue = 0, bytes = 0;
 
   __host__ __device__ constexpr WarpLayout() {
     SharedLayout layout;
     lists = layout.add<T>(kWarp * kRegisters * kWarp);
     bounds = layout.add<T>(kWarp);
-    reach = layout.add<float>(kWarp);
+    limits = layout.add<float>(kWarp);
     errors = layout.add<float>(kWarp);
     norms = layout.add<float>(kWarp);
     values = layout.add<T>(kWarp);
@@ -45,15 +45,16 @@ struct WarpQueries {
   int first;  // of the warp's queries within the block
   int lane;
   T scale;
-  T* lists;        // [32][kRegisters][32], each in ascending order
-  T* bounds;       // [32]: no key at or above this is wanted
-  float* reach;    // [32]: t + e_x of screen.h, errors and norms likewise
-  float* errors;   // [32]
-  float* norms;    // [32]
-  T* values;       // [32]
-  int* self;       // [32]
-  Pair* queue;     // [kQueue]
-  int queued = 0;  // how many; fewer than 32 between two calls
+  T* lists;              // [32][kRegisters][32], each in ascending order
+  T* bounds;             // [32]: no key at or above this is wanted
+  float* limits;         // [32]: no sum at or above this is of a wanted pair, for the tile at hand
+  float* errors;         // [32]: e_x of screen.h
+  float* norms;          // [32]: n_x
+  T* values;             // [32]
+  int* self;             // [32]
+  Pair* queue;           // [kQueue]
+  int queued = 0;        // how many; fewer than 32 between two calls
+  float tile_error = 0;  // the largest e_y of the tile at hand
 
   __device__ __forceinline__ WarpQueries(const SortedView<T>& view_, int warp, int lane_, T scale_)
       : view(view_), first(warp * kWarp), lane(lane_), scale(scale_) {
@@ -61,7 +62,7 @@ struct WarpQueries {
     const size_t at = kOwn.bytes * warp;
     lists = shared_array<T>(at + kOwn.lists, kWarp * kRegisters * kWarp);
     bounds = shared_array<T>(at + kOwn.bounds, kWarp);
-    reach = shared_array<float>(at + kOwn.reach, kWarp);
+    limits = shared_array<float>(at + kOwn.limits, kWarp);
     errors = shared_array<float>(at + kOwn.errors, kWarp);
     norms = shared_array<float>(at + kOwn.norms, kWarp);
     values = shared_array<T>(at + kOwn.values, kWarp);
@@ -99,14 +100,22 @@ struct WarpQueries {
         const int i = 16 * m + 8 * half + group;
         norms[i] = shadows[half].norm;
         errors[i] = shadows[half].error;
-        reach[i] = infinity<float>();
       }
     }
     __syncwarp();
   }
 
-  // Whether a query has not seen k candidates.
-  __device__ __forceinline__ bool unbounded() const { return __any_sync(kFullWarp, !is_finite(bounds[lane])); }
+  // Before a tile with this error is screened: fills the limits. False where a query has not seen k candidates.
+  __device__ __forceinline__ bool begin_tile(float error) {
+    tile_error = error;
+    const T bound = bounds[lane];
+    limits[lane] = limit_for(lane, bound);
+    __syncwarp();
+    return __all_sync(kFullWarp, is_finite(bound));
+  }
+  __device__ __forceinline__ float limit_for(int query, T bound) const {
+    return screen_limit(screen_reach(bound, scale, errors[query]), tile_error, norms[query]);
+  }
 
   // Takes a key of each lane in `lanes` into the list of this query. The warp's lanes have read its bound, and see the
   // new one after a barrier of theirs.
@@ -128,7 +137,7 @@ struct WarpQueries {
     const T bound = list.rank(static_cast<int>(view.problem.k) - 1);
     if (lane == 0) {
       bounds[query] = bound;
-      reach[query] = screen_reach(bound, scale, errors[query]);
+      limits[query] = limit_for(query, bound);
     }
   }
 
@@ -177,16 +186,14 @@ struct WarpQueries {
     }
   }
 
-  // One more pair of each lane that offers one; called by the whole warp. Whether bounds may have changed.
-  __device__ __forceinline__ bool offer(bool offers, int query, int place) {
+  // One more pair of each lane that offers one; called by the whole warp.
+  __device__ __forceinline__ void offer(bool offers, int query, int place) {
     // Values often decide where states do not: a look at the gap spares the queue what both rule out.
     const bool wanted = offers && magnitude(values[query] - view.values[place]) < bounds[query];
     const unsigned lanes = __ballot_sync(kFullWarp, wanted);
     if (wanted) queue[queued + __popc(lanes & ((1u << lane) - 1))] = {query, place};
     queued += __popc(lanes);
-    if (queued < kWarp) return false;
-    compute(kWarp);
-    return true;
+    if (queued >= kWarp) compute(kWarp);
   }
 
   // Computes the last `count` pairs of the queue, at most 32, and takes their keys into the lists.
