@@ -138,7 +138,8 @@ def build(
 def build_lab(folder: Path = ROOT / "build" / "emulator", jobs: int = 2) -> Path:
     """Builds the laboratory (benchmarks/gpu/lab.cu) for the emulated GPU and returns the program's path."""
     csrc = ROOT / "csrc"
-    own = [*(HERE / name for name in ("emulator.cpp", "gates.cpp", "checker.cpp")), ROOT / "benchmarks" / "gpu" / "lab.cu"]
+    own = [HERE / name for name in ("emulator.cpp", "gates.cpp", "checker.cpp")]
+    own.append(ROOT / "benchmarks" / "gpu" / "lab.cu")
     cpu = [path for folder in ("knn/cpu", "isa", "isa/portable") for path in sorted((csrc / folder).glob("*.cpp"))]
     objects = _compile([*own, *cpu, *sorted(csrc.glob("*/cuda/*.cu"))], csrc, folder, jobs, True, True)
     return _link(objects, "qcse_lab", [])
