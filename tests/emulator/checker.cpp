@@ -143,12 +143,6 @@ std::string who(const Access& a) {
                  ", " + place_of(p) + more);
 }
 
-// Did something that thread `thread` of the same block did at (epoch, clock) happen before what t does now?
-bool happened_before(uint32_t thread, uint32_t epoch, uint32_t clock, const Thread& t) {
-  if (thread == t.number || epoch < t.knowledge.epoch) return true;
-  if (t.past != nullptr && clock <= (*t.past)[thread]) return true;
-  return thread / 32 == t.warp && clock <= t.knowledge.known[thread % 32];
-}
 bool ordered(const Access& a, const Thread& t) {
   if (a.launch != launch_number) return true;
   if (a.block == t.block->number) return happened_before(a.thread, a.epoch, a.clock, t);
@@ -256,6 +250,12 @@ void each_word(Word* words, size_t offset, size_t bytes, const Visit& visit) {
 }
 
 }  // namespace
+
+bool happened_before(uint32_t thread, uint32_t epoch, uint32_t clock, const Thread& t) {
+  if (thread == t.number || epoch < t.knowledge.epoch) return true;
+  if (t.past != nullptr && clock <= (*t.past)[thread]) return true;
+  return thread / 32 == t.warp && clock <= t.knowledge.known[thread % 32];
+}
 
 void access(const void* pointer, size_t bytes, bool write, bool atomic, const void* pc) {
   Thread* const t = current;

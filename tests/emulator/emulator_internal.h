@@ -69,7 +69,8 @@ struct Thread {
 struct GateState {
   unsigned arrivals = 0, missing = 0;
   uint64_t openings = 0;
-  Past gathered, opened;  // by the arrivals since the last opening; by those before it
+  uint32_t preparer = 0, epoch = 0, clock = 0;  // who prepared it when
+  Past gathered, opened;                        // by the arrivals since the last opening; by those before it
 };
 
 // An arrival that comes with the thread's copies.
@@ -119,6 +120,8 @@ void set_pending(const void* shared, size_t bytes, bool pending);
 void fence_passed();
 void copy_landed(const Thread& by, const PendingCopy& copy, uint32_t number);
 bool last_write_was_atomic(const void* shared);
+// Did something that thread `thread` of the same block did at (epoch, clock) happen before what t does now?
+bool happened_before(uint32_t thread, uint32_t epoch, uint32_t clock, const Thread& t);
 void* allocate(size_t bytes);
 void release(void* pointer);
 void written_by_host(void* pointer, size_t bytes);

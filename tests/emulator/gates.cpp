@@ -11,6 +11,10 @@ namespace {
 GateState& state_of(Block& b, const uint64_t* gate) {
   const auto found = b.gates.find(gate);
   if (found == b.gates.end()) fail(Kind::kUninitialised, "a gate that nobody prepared");
+  const GateState& g = found->second;
+  if (current != nullptr && !checker::happened_before(g.preparer, g.epoch, g.clock, *current)) {
+    fail(Kind::kRace, "a gate whose preparation is not ordered before its use");
+  }
   return found->second;
 }
 
@@ -74,7 +78,12 @@ Past joined(const Past& a, const Past& b) {
 
 void gate_prepare(uint64_t* gate, unsigned arrivals) {
   checker::access(gate, sizeof *gate, true, false, __builtin_return_address(0));
-  current->block->gates[gate] = {arrivals, arrivals, 0, nullptr, nullptr};
+  GateState& g = current->block->gates[gate];
+  g = {};
+  g.arrivals = g.missing = arrivals;
+  g.preparer = current->number;
+  g.epoch = current->knowledge.epoch;
+  g.clock = current->clock;
 }
 
 void gate_arrive(uint64_t* gate) {
