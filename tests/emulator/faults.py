@@ -296,7 +296,7 @@ FAULTS = [
         "gate_wait(gates + at, round);",
         "gate_wait(gates + at, round + 1);",
     ),
-    Fault("ring: nobody says that the turn is there", "screened.cu", "gate_arrive(gates + stage);", ""),
+    Fault("ring: nobody says that the turn is there", "screened.cu", "gate_arrive(gates + stage);", "", 0),
     Fault(
         "ring: the tile's copies are not waited for",
         "screened.cu",

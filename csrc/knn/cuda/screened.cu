@@ -271,7 +271,11 @@ struct Ring {
       turns[stage] = {visit, error};
       gate_arrive(gates + stage);
     }
-    gate_arrive_after_copies(gates + stage);
+    if (visit.tile >= 0) {
+      gate_arrive_after_copies(gates + stage);
+    } else {
+      gate_arrive(gates + stage);  // nothing is on its way when the block ends
+    }
   }
 
   // The turn at hand, once its tile is there; without a tile the visit is over.
