@@ -193,7 +193,7 @@ FAULTS = [
     Fault(
         "screen: errors of one of a row's lanes", "screen.h", "errors += __shfl_xor_sync", "errors = __shfl_xor_sync"
     ),
-    Fault("screen: norms of two of a row's lanes", "screen.h", "stride < 4", "stride < 2"),
+    Fault("screen: the norm is taken for exact", "screen.h", "norms * (1 - 3 * eta)", "norms"),
     Fault("screen: queries and candidates with the same factor", "warp_queries.h", "frame, -2.0f}", "frame, 1.0f}"),
     Fault(
         "screen: operands in another order",
