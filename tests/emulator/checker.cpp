@@ -4,7 +4,8 @@
 // them last. Never instrumented itself.
 //
 // What orders two accesses of one launch: the same thread; a block barrier between them; a __syncwarp between lanes of
-// one warp; between blocks, a fence and an atomic after the first, an atomic on the same address and a fence before the
+// one warp; within a block, a gate that the first arrives at and the second passes, or a counter that both add to in
+// order; between blocks, a fence and an atomic after the first, an atomic on the same address and a fence before the
 // second. Shuffles and votes order nothing.
 #include <dlfcn.h>
 #include <link.h>
@@ -132,7 +133,9 @@ std::string place_of(const char* p) {
   return "an address that is not the device's";
 }
 std::string who(const Access& a) {
-  return "block " + std::to_string(a.block) + ", thread " + std::to_string(a.thread) + " at " + source_line(a.pc);
+  const std::string thread = a.thread < kThreads ? "thread " + std::to_string(a.thread)
+                                                 : "a copy of thread " + std::to_string(a.thread - kThreads);
+  return "block " + std::to_string(a.block) + ", " + thread + " at " + source_line(a.pc);
 }
 [[noreturn]] void bad_access(Kind kind, const char* p, size_t bytes, bool write, const void* pc,
                              const std::string& more = "") {
@@ -140,11 +143,6 @@ std::string who(const Access& a) {
                  ", " + place_of(p) + more);
 }
 
-// Did something that thread `thread` of the same block did at (epoch, clock) happen before what t does now?
-bool happened_before(uint32_t thread, uint32_t epoch, uint32_t clock, const Thread& t) {
-  if (thread == t.number || epoch < t.knowledge.epoch) return true;
-  return thread / 32 == t.warp && clock <= t.knowledge.known[thread % 32];
-}
 bool ordered(const Access& a, const Thread& t) {
   if (a.launch != launch_number) return true;
   if (a.block == t.block->number) return happened_before(a.thread, a.epoch, a.clock, t);
@@ -253,6 +251,12 @@ void each_word(Word* words, size_t offset, size_t bytes, const Visit& visit) {
 
 }  // namespace
 
+bool happened_before(uint32_t thread, uint32_t epoch, uint32_t clock, const Thread& t) {
+  if (thread == t.number || epoch < t.knowledge.epoch) return true;
+  if (t.past != nullptr && clock <= (*t.past)[thread]) return true;
+  return thread / 32 == t.warp && clock <= t.knowledge.known[thread % 32];
+}
+
 void access(const void* pointer, size_t bytes, bool write, bool atomic, const void* pc) {
   Thread* const t = current;
   if (t == nullptr || !t->in_kernel || !config().checks || t->fiber.on_stack(pointer)) return;
@@ -299,6 +303,22 @@ void fence_passed() {
     g_acquired[t->block->number].push_back({r, t->number, t->knowledge.epoch, t->clock});
   }
   g_read_atomics.erase(found);
+}
+
+// From now on the copied bytes count as written by the thread's copies, which no barrier of the block waits for.
+void copy_landed(const Thread& by, const PendingCopy& copy, uint32_t number) {
+  set_pending(copy.shared, copy.bytes, false);
+  if (!config().checks) return;
+  each_word(g_arena_words, static_cast<size_t>(static_cast<char*>(copy.shared) - arenas), copy.bytes,
+            [&](Word& w, uint8_t) {
+              w.write.thread = static_cast<uint16_t>(kThreads + by.number);
+              w.write.epoch = UINT32_MAX;
+              w.write.clock = number;
+            });
+}
+
+bool last_write_was_atomic(const void* shared) {
+  return g_arena_words[static_cast<size_t>(static_cast<const char*>(shared) - arenas) / 4].write.atomic;
 }
 
 void launch_begins() {

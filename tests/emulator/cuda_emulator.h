@@ -114,6 +114,12 @@ void before_atomic(void* pointer, size_t bytes);
 void copy_async(void* shared, const void* global, size_t bytes, Site site);
 void copies_commit();
 void copies_wait(unsigned but_newest);
+void gate_prepare(uint64_t* gate, unsigned arrivals);
+void gate_arrive(uint64_t* gate);
+void gate_arrive_after_copies(uint64_t* gate);
+bool gate_passed(uint64_t* gate, unsigned parity);
+void gate_wait(uint64_t* gate, unsigned parity, Site site = {__builtin_FILE(), __builtin_LINE()});
+unsigned add_in_order(unsigned* counter, unsigned value);
 void kernel_begins();
 void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 size_t shared_limit(const void* kernel);
@@ -228,6 +234,7 @@ inline void __pipeline_wait_prior(unsigned but_newest) { emulator::copies_wait(b
 
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
+inline int __ffsll(long long value) { return __builtin_ffsll(value); }
 
 // --- The part of the runtime that launchers use ---------------------------------------------------------------------
 using cudaStream_t = void*;

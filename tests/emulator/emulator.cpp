@@ -109,14 +109,6 @@ void report(Kind kind, const std::string& message) {
 }
 
 bool lower_priority(const Thread* a, const Thread* b) { return a->priority < b->priority; }
-void make_ready(Thread* t) {
-  t->state = Thread::State::kReady;
-  g_ready.push_back(t);
-  if (g_order == Order::kPriority) {
-    if (random_number() % 64 == 0) t->priority = random_number();  // now and then a thread's luck changes
-    std::push_heap(g_ready.begin(), g_ready.end(), lower_priority);
-  }
-}
 bool nobody_ready() { return g_first_ready == g_ready.size(); }
 Thread* next_thread() {
   switch (g_order) {
@@ -154,6 +146,9 @@ void start_block(Block& b, unsigned slot, uint64_t number, size_t shared_bytes) 
   b.arena = arenas + slot * kArena;
   b.shared_bytes = shared_bytes;
   b.arrays.clear();
+  b.gates.clear();
+  b.counters.clear();
+  b.flights.clear();
   b.at_barrier = 0;
   b.alive = blockDim.x * blockDim.y * blockDim.z;
   // Poison: a float that is NaN, a large integer.
@@ -176,9 +171,11 @@ void start_block(Block& b, unsigned slot, uint64_t number, size_t shared_bytes) 
     t->in_kernel = false;
     t->copies.clear();
     t->copy_group = 0;
+    t->copies_sent = 0;
     t->clock = 1;
     t->knowledge = {};
     t->fenced = false;
+    t->past = nullptr;
     t->fiber.restart(fiber_main);
     b.threads.push_back(t);
     make_ready(t);
@@ -208,7 +205,10 @@ void try_barrier(Block& b) {
     count += t->operand != 0;
   }
   b.at_barrier = 0;
+  Past together;
+  for (const Thread* t : b.threads) together = joined(together, t->past);
   for (Thread* t : b.threads) {
+    t->past = together;
     switch (t->barrier) {
       case Barrier::kPlain:
       case Barrier::kCount: t->result = static_cast<uint64_t>(count); break;
@@ -273,6 +273,7 @@ void complete_vote(Block& b, unsigned mask, Thread* any) {
   uint32_t bits = 0;
   int32_t sum = 0, least = INT32_MAX, most = INT32_MIN;
   Knowledge together;
+  Past past;
   for (unsigned l = 0; l < 32; ++l) {
     if (lane[l] == nullptr) continue;
     if (lane[l]->value != 0) ballot |= uint64_t{1} << l;
@@ -281,6 +282,7 @@ void complete_vote(Block& b, unsigned mask, Thread* any) {
     least = std::min(least, value);
     most = std::max(most, value);
     bits |= static_cast<uint32_t>(value);
+    if (any->vote == Vote::kSync) past = joined(past, lane[l]->past);
     together.known[l] = std::max(together.known[l], lane[l]->clock);
     for (unsigned o = 0; o < 32; ++o) {
       together.known[o] = std::max(together.known[o], lane[l]->knowledge.known[o]);
@@ -294,6 +296,7 @@ void complete_vote(Block& b, unsigned mask, Thread* any) {
     switch (t->vote) {
       case Vote::kSync:  // the only one that orders memory
         t->knowledge.known = together.known;
+        t->past = past;
         ++t->clock;
         break;
       case Vote::kShuffle: source = t->operand & 31; break;
@@ -356,6 +359,7 @@ void report_deadlock() {
     for (const Thread* t : b.threads) {
       if (t->state == Thread::State::kDone) ++groups["returned"];
       if (t->state == Thread::State::kAtBarrier) ++groups["at the barrier at " + describe(t->site)];
+      if (t->state == Thread::State::kAtGate) ++groups["at the gate at " + describe(t->site)];
       if (t->state == Thread::State::kAtVote) {
         ++groups["in " + std::string(name_of_vote(t->vote)) + " at " + describe(t->site)];
       }
@@ -367,9 +371,27 @@ void report_deadlock() {
   report(Kind::kDeadlock, message);
 }
 
+// Copies land at any time: as late as can be, at once, or at random by the seed. False where none is on its way.
+bool land_some() {
+  Block* flying[kMaxResident];
+  size_t count = 0;
+  for (Block& b : g_blocks) {
+    if (b.alive != 0 && !b.flights.empty()) flying[count++] = &b;
+  }
+  if (count == 0) return false;
+  const bool now =
+      nobody_ready() || g_order == Order::kNewestFirst || (g_order != Order::kForward && random_number() % 64 == 0);
+  return !now || land_copies(*flying[random_number() % count]);
+}
+
 // Runs until a block is finished, nobody can go on, or something failed.
 void run_threads() {
-  while (!nobody_ready() && g_failure == Kind::kNone) {
+  while (g_failure == Kind::kNone) {
+    const bool flying = land_some();
+    if (nobody_ready()) {
+      if (!flying) return;
+      continue;
+    }
     Thread* const t = next_thread();
     Block& b = *t->block;
     current = t;
@@ -385,6 +407,7 @@ void run_threads() {
         try_barrier(b);
         break;
       case Thread::State::kAtVote: try_vote(b, t); break;
+      case Thread::State::kAtGate: break;
       case Thread::State::kDone:
         --b.alive;
         if (b.alive == 0) return;
@@ -403,12 +426,20 @@ void run_threads() {
   }
 }
 
+}  // namespace
+
+void make_ready(Thread* t) {
+  t->state = Thread::State::kReady;
+  g_ready.push_back(t);
+  if (g_order == Order::kPriority) {
+    if (random_number() % 64 == 0) t->priority = random_number();  // now and then a thread's luck changes
+    std::push_heap(g_ready.begin(), g_ready.end(), lower_priority);
+  }
+}
 void wait_as(Thread::State state) {
   current->state = state;
   current->fiber.suspend();
 }
-
-}  // namespace
 
 Config& config() { return g_config; }
 uint64_t accesses_so_far() { return accesses; }
@@ -599,7 +630,7 @@ void run(const char*, dim3 grid, dim3 block, size_t shared_bytes, const std::fun
       busy |= b.alive != 0;
     }
     if (!busy) return;
-    const bool could_run = !nobody_ready();
+    const bool could_run = !nobody_ready() || land_some();
     run_threads();
     if (g_failure == Kind::kNone && !could_run) report_deadlock();
     if (g_failure != Kind::kNone) {

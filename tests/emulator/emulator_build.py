@@ -130,7 +130,7 @@ def build(
     with ``strict=False``: they may leave a variable unused. ``tuning``: with every tile variant that the laboratory
     measures.
     """
-    own = [HERE / name for name in ("emulator.cpp", "checker.cpp", "self_kernels.cpp")]
+    own = [HERE / name for name in ("emulator.cpp", "gates.cpp", "checker.cpp", "self_kernels.cpp")]
     own += sorted(HERE.glob("c_api*.cpp"))
     oracles = [csrc / "bonus" / "cpu" / "launch.cpp"]  # kernels of the CPU that the emulated ones are compared with
     objects = _compile([*own, *oracles, *sorted(csrc.glob("*/cuda/*.cu"))], csrc, folder, jobs, strict, tuning)
@@ -140,7 +140,8 @@ def build(
 def build_lab(folder: Path = ROOT / "build" / "emulator", jobs: int = 2) -> Path:
     """Builds the laboratory (benchmarks/gpu/lab.cu) for the emulated GPU and returns the program's path."""
     csrc = ROOT / "csrc"
-    own = [HERE / "emulator.cpp", HERE / "checker.cpp", ROOT / "benchmarks" / "gpu" / "lab.cu"]
+    own = [HERE / name for name in ("emulator.cpp", "gates.cpp", "checker.cpp")]
+    own.append(ROOT / "benchmarks" / "gpu" / "lab.cu")
     cpu = [path for folder in ("knn/cpu", "isa", "isa/portable") for path in sorted((csrc / folder).glob("*.cpp"))]
     objects = _compile([*own, *cpu, *sorted(csrc.glob("*/cuda/*.cu"))], csrc, folder, jobs, True, True)
     return _link(objects, "qcse_lab", [])

@@ -1,6 +1,7 @@
 // What the scheduler and the checker share.
 #pragma once
 #include <array>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -30,8 +31,14 @@ struct Knowledge {
   std::array<uint32_t, 32> known{};
 };
 
+// Of each thread of a block, and after them of each thread's copies: up to which clock they happened before now, as far
+// as gates and counters order them. Never changed once it is made, so that threads share it; null: nothing is ordered.
+inline constexpr unsigned kThreads = 1024;
+using Clocks = std::array<uint32_t, 2 * kThreads>;
+using Past = std::shared_ptr<const Clocks>;
+
 struct Thread {
-  enum class State { kReady, kAtBarrier, kAtVote, kDone };
+  enum class State { kReady, kAtBarrier, kAtVote, kAtGate, kDone };
   Block* block = nullptr;
   uint3 index{};
   unsigned number = 0, warp = 0, lane = 0;
@@ -48,12 +55,30 @@ struct Thread {
   // Asynchronous copies
   std::vector<PendingCopy> copies;
   unsigned copy_group = 0;
+  uint32_t copies_sent = 0;  // arrivals after copies so far
   // Order, for the checker
   uint32_t clock = 1;
   Knowledge knowledge;
   Knowledge at_fence;  // as it was at the last fence
   bool fenced = false;
+  Past past;
+  const uint64_t* gate = nullptr;  // at which it waits
   Fiber fiber;
+};
+
+struct GateState {
+  unsigned arrivals = 0, missing = 0;
+  uint64_t openings = 0;
+  uint32_t preparer = 0, epoch = 0, clock = 0;  // who prepared it when
+  Past gathered, opened;                        // by the arrivals since the last opening; by those before it
+};
+
+// An arrival that comes with the thread's copies.
+struct Flight {
+  Thread* thread;
+  std::vector<PendingCopy> copies;
+  const uint64_t* gate;
+  uint32_t number;
 };
 
 struct Block {
@@ -65,6 +90,9 @@ struct Block {
   char* arena = nullptr;
   size_t shared_bytes = 0;
   std::set<std::pair<size_t, size_t>> arrays;  // offset and bytes of the shared arrays that were named so far
+  std::map<const uint64_t*, GateState> gates;
+  std::map<const unsigned*, Past> counters;  // what the additions so far tell
+  std::vector<Flight> flights;
 };
 
 extern Thread* current;  // null while the host runs
@@ -75,6 +103,12 @@ extern uint64_t accesses;  // of kernels to device memory, since the beginning
 [[noreturn]] void fail(Kind kind, const std::string& message);
 std::string describe(const Site& site);
 uint64_t random_number();
+void make_ready(Thread* thread);
+void wait_as(Thread::State state);  // from a fiber
+
+// gates.cpp
+Past joined(const Past& a, const Past& b);
+bool land_copies(Block& block);  // of one arrival; false where none is on its way
 
 // checker.cpp
 namespace checker {
@@ -84,6 +118,10 @@ void shared_array_named(Block& block, size_t offset, size_t bytes);
 void access(const void* pointer, size_t bytes, bool write, bool atomic, const void* pc);
 void set_pending(const void* shared, size_t bytes, bool pending);
 void fence_passed();
+void copy_landed(const Thread& by, const PendingCopy& copy, uint32_t number);
+bool last_write_was_atomic(const void* shared);
+// Did something that thread `thread` of the same block did at (epoch, clock) happen before what t does now?
+bool happened_before(uint32_t thread, uint32_t epoch, uint32_t clock, const Thread& t);
 void* allocate(size_t bytes);
 void release(void* pointer);
 void written_by_host(void* pointer, size_t bytes);

@@ -140,6 +140,7 @@ FAULTS = [
         "(entry * refs.set.count + place) * dim",
     ),
     Fault("sorted: binary search loses a place", "sorted.h", "low += (first - 1) * step + 1;", "low += first * step;"),
+    Fault("sorted: a lane's binary search loses a place", "sorted.h", "low + half + 1 : low", "low + half : low"),
     Fault(
         "sorted: counts what is at the radius", "sorted.h", "!(other - value < radius)", "!(other - value <= radius)"
     ),
@@ -169,7 +170,12 @@ FAULTS = [
     ),
     # The screened kernel
     Fault("screen: the tensor core is taken for exact", "screen.h", "(steps + 1) * 0x1p-18f", "(steps + 1) * 0x1p-30f"),
-    Fault("screen: the shadow is taken for the point", "screen.h", "fma_rn(error, 1 + 0x1p-10f, 0x1p-60f)", "0x1p-60f"),
+    Fault(
+        "screen: the shadow is taken for the point",
+        "screen.h",
+        "fma_rn(sqrt_rn(errors), 1 + 0x1p-10f, 0x1p-60f)",
+        "0x1p-60f",
+    ),
     Fault(
         "screen: candidates' errors forgotten",
         "screen.h",
@@ -178,67 +184,170 @@ FAULTS = [
     ),
     Fault("screen: bounds that vanish", "screen.h", "larger(bound, Floor<T>::kValue)", "bound"),
     Fault(
-        "screen: queries and candidates with the same factor", "warp_queries.h", "frame, -2.0f, to", "frame, 1.0f, to"
+        "screen: errors of one of a row's lanes", "screen.h", "errors += __shfl_xor_sync", "errors = __shfl_xor_sync"
+    ),
+    Fault("screen: the norm is taken for exact", "screen.h", "norms * (1 - 3 * eta)", "norms"),
+    Fault("screen: queries and candidates with the same factor", "warp_queries.h", "frame, -2.0f}", "frame, 1.0f}"),
+    Fault(
+        "screen: operands in another order",
+        "warp_queries.h",
+        "low.word(w), high.word(w), low.word(w + 4), high.word(w + 4)",
+        "low.word(w), low.word(w + 4), high.word(w), high.word(w + 4)",
     ),
     Fault(
         "screen: the limit of another row",
         "screened.cu",
-        "screen_limit(mine.reach[8 * r + group]",
-        "screen_limit(mine.reach[8 * r + member]",
+        "limit[r] = mine.limits[8 * r + group]",
+        "limit[r] = mine.limits[8 * r + member]",
     ),
-    Fault("screen: columns mixed up", "screened.cu", "bit / 2 * 8 + bit % 2", "bit / 2 * 8 + 1 - bit % 2"),
-    Fault("screen: the next tile's error", "screened.cu", "tile_error = next_error", "tile_error = 0"),
+    Fault("screen: columns mixed up", "screened.cu", "column / 2 * 8 + column % 2", "column / 2 * 8 + 1 - column % 2"),
+    Fault("screen: rows mixed up", "screened.cu", "bit / 16 * 8 + group", "(bit / 16 ^ 1) * 8 + group"),
+    Fault("screen: another tile's error", "screened.cu", "error = shadows.errors[number]", "error = 0"),
+    Fault(
+        "screen: norms of another candidate",
+        "screened.cu",
+        "group / 2 * 4 + group % 2 + 2 * member",
+        "group / 2 * 4 + (1 - group % 2) + 2 * member",
+    ),
     Fault(
         "screen: what is no candidate has a norm",
-        "screened.cu",
-        "Shadow shadow{0, infinity<float>()};\n    if (place",
-        "Shadow shadow{0, 0};\n    if (place",
+        "screen.h",
+        "if (row == nullptr) return {0, infinity<float>()};",
+        "if (row == nullptr) return {0, 0};",
     ),
+    Fault("screen: shadows beyond the rows", "screen.h", "row != nullptr && d < dim", "d < dim"),
     Fault(
-        "screen: shadows beyond the rows",
-        "screened.cu",
-        "      for (int w = lane; w < pitch; w += kWarp) to[w] = 0;\n    }\n    if",
-        "    }\n    if",
+        "screen: pairs queued in one place",
+        "warp_queries.h",
+        "__popc(lanes & ((1u << lane) - 1))",
+        "__popc(lanes & ((1u << lane) - 2))",
     ),
-    Fault(
-        "screen: queue without an atomic",
-        "screened.cu",
-        "mine.queue[atomicAdd(mine.queued, 1)]",
-        "mine.queue[(*mine.queued)++]",
-    ),
-    Fault(
-        "screen: queue too short",
-        "screened.cu",
-        "kQueue = kWarp + kWarp * kSide / 4",
-        "kQueue = kWarp + kWarp * kSide / 64",
-    ),
-    Fault("screen: what is queued at the end is lost", "screened.cu", "  mine.drain(1);", ""),
+    Fault("screen: queue too short", "warp_queries.h", "kQueue = 2 * kWarp", "kQueue = kWarp"),
+    Fault("screen: what is queued at the end is lost", "screened.cu", "  mine.compute(mine.queued);", ""),
     Fault("screen: a query is its own neighbour", "warp_queries.h", " && pair.place != self[query]", ""),
+    Fault("screen: a query is its own neighbour at home", "warp_queries.h", " && place != self[query]", ""),
+    Fault(
+        "screen: the home tile is screened, too",
+        "screened.cu",
+        "if (visit.tile >= 0) visit.tile = visit.next(kWantsLeft | kWantsRight",
+        "if (s > 0 && visit.tile >= 0) visit.tile = visit.next(kWantsLeft | kWantsRight",
+    ),
+    Fault("screen: candidates that do not exist", "warp_queries.h", "wanted = exists && root", "wanted = root"),
+    Fault(
+        "screen: the home tile's first rows alone",
+        "warp_queries.h",
+        "row < rows && first_place",
+        "row < kWarp && first_place",
+    ),
     Fault(
         "screen: the lanes' keys of other queries are taken",
         "warp_queries.h",
-        "(same >> lane & 1) != 0 ? key",
-        "wanted ? key",
+        "(lanes >> lane & 1) != 0 ? key",
+        "key < infinity<T>() ? key",
     ),
     Fault(
-        "screen: the reach is not renewed with the bound",
+        "screen: the limit is not renewed with the bound",
         "warp_queries.h",
-        "reach[chosen] = screen_reach(bound, scale, errors[chosen])",
-        "reach[chosen] = 0",
+        "limits[query] = limit_for(query, bound);",
+        "limits[query] = limit_for(query, bound / 2);",
     ),
     Fault(
         "screen: bounds without a warp's barrier",
         "warp_queries.h",
-        "__syncwarp();  // every lane has read its bound",
+        "__syncwarp();  // every lane has read its pair and its bound",
+        "",
+    ),
+    Fault(
+        "screen: the home tile's bounds without a warp's barrier",
+        "warp_queries.h",
+        "__syncwarp();  // every lane has read the bound",
         "",
     ),
     Fault(
         "screen: queue without a warp's barrier",
         "warp_queries.h",
-        "    __syncwarp();\n    int end = *queued;",
-        "    int end = *queued;",
+        "__syncwarp();  // every lane has queued its pair",
+        "",
     ),
-    Fault("screen: next step's words", "screened.cu", "load_queries(at, a);", "load_queries(at - 1, a);"),
+    Fault(
+        "screen: limits without a warp's barrier",
+        "warp_queries.h",
+        "limits[lane] = limit_for(lane, bound);\n    __syncwarp();",
+        "limits[lane] = limit_for(lane, bound);",
+    ),
+    Fault(
+        "screen: next step's words",
+        "screened.cu",
+        "operands + (2 * step + m) * kFragmentWords);",
+        "operands + (2 * (step ^ 1) + m) * kFragmentWords);",
+    ),
+    # The ring of the screened kernel
+    Fault("ring: a stage is used before it is there", "screened.cu", "gate_wait(gates + at, round);", ""),
+    Fault(
+        "ring: the turn before last is waited for",
+        "screened.cu",
+        "gate_wait(gates + at, round);",
+        "gate_wait(gates + at, round + 1);",
+    ),
+    Fault("ring: nobody says that the turn is there", "screened.cu", "gate_arrive(gates + stage);", "", 0),
+    Fault(
+        "ring: the tile's copies are not waited for",
+        "screened.cu",
+        "gate_arrive_after_copies(gates + stage);",
+        "gate_arrive(gates + stage);",
+    ),
+    Fault(
+        "ring: a gate for the copies alone",
+        "screened.cu",
+        "gate_prepare(gates + s, kWarp + 1)",
+        "gate_prepare(gates + s, kWarp)",
+    ),
+    Fault(
+        "ring: gates used before they are prepared",
+        "screened.cu",
+        "    __syncthreads();\n    Visit<T, kTile> visit = home;",
+        "    Visit<T, kTile> visit = home;",
+    ),
+    Fault(
+        "ring: a warp leaves before its lanes have read",
+        "screened.cu",
+        "__syncwarp();  // every lane has read the stage",
+        "",
+    ),
+    Fault(
+        "ring: the last warp's lanes go ahead of its first",
+        "screened.cu",
+        "__syncwarp();  // what the others told",
+        "// what the others told",
+    ),
+    Fault(
+        "ring: warps leave without order",
+        "screened.cu",
+        "add_in_order(leavers + at, told)",
+        "atomicAdd(leavers + at, told)",
+    ),
+    Fault(
+        "ring: the last but one chooses",
+        "screened.cu",
+        "all % kLeft) == warps",
+        "all % kLeft) == (warps > 1 ? warps - 1 : 1)",
+    ),
+    Fault("ring: the count of leavers goes on", "screened.cu", "if (lane == 0) leavers[at] = 0;", ""),
+    Fault("ring: wants of the left are lost", "screened.cu", "(wanted & kWantsLeft) != 0 ? kLeft : 0", "0"),
+    Fault("ring: wants of the right are lost", "screened.cu", "all / kRight != 0 ? kWantsRight : 0", "0"),
+    Fault("ring: the newest turn is read, there or not", "screened.cu", "turns[there ? newest : at]", "turns[newest]"),
+    Fault(
+        "ring: the visit goes on from an older turn",
+        "screened.cu",
+        "Visit<T, kTile> visit = turns[newest].visit",
+        "Visit<T, kTile> visit = turns[at].visit",
+    ),
+    Fault(
+        "ring: one stage too few",
+        "screened.cu",
+        "ScreenLayout<Shape, T, kRegisters> layout(steps, warps, parameters.stages)",
+        "ScreenLayout<Shape, T, kRegisters> layout(steps, warps, parameters.stages - 1)",
+    ),
 ]
 
 
@@ -255,8 +364,8 @@ def deletions() -> list[Fault]:
     return found
 
 
-def plant(fault: Fault, tree: Path) -> str:
-    """Returns the name of the faulty file's folder of csrc."""
+def plant(fault: Fault, tree: Path) -> Path:
+    """Returns the faulty file."""
     (path,) = tree.glob(f"*/cuda/{fault.file}")
     text = path.read_text()
     places = [m.start() for m in re.finditer(re.escape(fault.old), text)]
@@ -264,7 +373,7 @@ def plant(fault: Fault, tree: Path) -> str:
         sys.exit(f"faults: {fault.name!r} must be found once in {fault.file}, found {len(places)} times: {fault.old}")
     at = places[fault.nth or 0]
     path.write_text(text[:at] + fault.new + text[at + len(fault.old) :])
-    return path.parent.parent.name
+    return path
 
 
 def work(library: Path, judges: list[str]) -> None:
@@ -288,7 +397,7 @@ def judge(fault: Fault | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "csrc"
         shutil.copytree(CSRC, tree)
-        judges = judges_of("" if fault is None else plant(fault, tree))
+        judges = judges_of(None if fault is None else plant(fault, tree))
         script = (
             "import sys; from pathlib import Path; import emulator_build, faults;"
             f"library = emulator_build.build(Path({str(tree)!r}), faults.OBJECTS, jobs=1, strict=False);"

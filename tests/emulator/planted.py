@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from emulated import Emulator, same_bits
@@ -22,13 +24,13 @@ class Fault:
     nth: int | None = None
 
 
-def knn(emulator: Emulator) -> Verdicts:
+def knn(emulator: Emulator, paths: tuple[str, ...] = ("small", "large", "screened")) -> Verdicts:
     from problems import directed, draw
 
     device = {"multiprocessors": 1, "shared_bytes": 227 * 1024}
     cases = [(problem, device, what) for what, problem in directed()] + [draw(seed) for seed in range(1000, 1050)]
     for seed, (problem, device, what) in enumerate(cases):
-        for path in ("small", "large", "screened"):
+        for path in paths:
             emulator.configure(seed=seed % 7, **device)
             expected = emulator.brute_force(problem)
             got = emulator.knn(problem, path)
@@ -104,10 +106,23 @@ def policies(emulator: Emulator) -> Verdicts:
                 yield what
 
 
-# Yields what was got wrong. A fault of csrc/base is judged by all.
-JUDGES = {"knn": knn, "bonus": bonus, "nets": nets}
+# Yields what was got wrong.
+JUDGES = {
+    "knn": knn,
+    "small": partial(knn, paths=("small",)),
+    "large": partial(knn, paths=("large",)),
+    "screened": partial(knn, paths=("screened",)),
+    "bonus": bonus,
+    "nets": nets,
+}
+# Of a file that one kernel alone includes; otherwise the folder's, and all of them for csrc/base.
+OF_FILES = {"small.cu": "small", "large.cu": "large"}
+OF_FILES |= dict.fromkeys(("screened.cu", "screen.h", "warp_queries.h"), "screened")
+OF_FOLDERS = ("knn", "bonus", "nets")
 
 
-def judges_of(folder: str) -> list[str]:
-    """Those of a fault in csrc/``folder``."""
-    return [folder] if folder in JUDGES else list(JUDGES)
+def judges_of(file: Path | None) -> list[str]:
+    """Names of those that a fault in this file of csrc may show to; None: no fault."""
+    if file is None or file.parent.parent.name not in OF_FOLDERS:
+        return list(OF_FOLDERS)
+    return [OF_FILES.get(file.name, file.parent.parent.name)]

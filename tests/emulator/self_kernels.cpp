@@ -11,6 +11,8 @@ using qcse::cuda::kFullWarp;
 using qcse::cuda::launch_kernel;
 
 int* shared_ints(int count) { return qcse::cuda::shared_array<int>(0, static_cast<size_t>(count)); }
+qcse::cuda::Gate* shared_gates() { return qcse::cuda::shared_array<qcse::cuda::Gate>(512, 2); }
+unsigned* shared_counters() { return qcse::cuda::shared_array<unsigned>(640, 2); }
 int thread() { return static_cast<int>(threadIdx.x); }
 int here() { return static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); }
 
@@ -82,6 +84,74 @@ void last_block(int* out) {
     for (unsigned b = 0; b < gridDim.x; ++b) sum += out[2 + b];
     out[0] = sum;
   }
+}
+
+// The first warp's lanes write and the second warp's read, with a gate between them.
+struct Handing {
+  unsigned arrivals = 32;
+  bool prepared = true, barrier = true, arrives_late = true, waits = true;
+  unsigned opening = 0;
+};
+void hand_over(int* out, const Handing& how) {
+  int* const s = shared_ints(64);
+  qcse::cuda::Gate* const gate = shared_gates();
+  if (thread() == 0 && how.prepared) qcse::cuda::gate_prepare(gate, how.arrivals);
+  if (how.barrier) __syncthreads();
+  if (thread() < 32) {
+    if (!how.arrives_late) qcse::cuda::gate_arrive(gate);
+    s[thread()] = 7 * thread();
+    if (how.arrives_late) qcse::cuda::gate_arrive(gate);
+  } else {
+    if (how.waits) qcse::cuda::gate_wait(gate, how.opening);
+    out[thread() - 32] = s[63 - thread()];
+  }
+}
+void handed_over(int* out) { hand_over(out, {}); }
+// Two stages of 32 that are filled in turns by copies: the last warp to leave one fills it again. out: 6 x 64 that
+// were read, then the 6 x 32 that are copied.
+void ring(int* out, bool counts_in_order, bool waits_for_copies) {
+  constexpr int kTurns = 6;
+  int* const s = shared_ints(64);
+  int* const in = out + kTurns * 64;
+  qcse::cuda::Gate* const gates = shared_gates();
+  unsigned* const leavers = shared_counters();
+  const int lane = thread() % 32;
+  const auto fill = [&](int turn) {
+    qcse::cuda::copy_async<4>(&s[turn % 2 * 32 + lane], &in[turn * 32 + lane]);
+    if (waits_for_copies) {
+      qcse::cuda::gate_arrive_after_copies(gates + turn % 2);
+    } else {
+      qcse::cuda::gate_arrive(gates + turn % 2);
+    }
+  };
+  if (thread() < 2) qcse::cuda::gate_prepare(gates + thread(), 32);
+  if (thread() < 2) leavers[thread()] = 0;
+  for (int i = thread(); i < kTurns * 32; i += 64) in[i] = 5 * i;
+  __syncthreads();
+  if (thread() < 32) fill(0);
+  if (thread() >= 32) fill(1);
+  for (int turn = 0; turn < kTurns; ++turn) {
+    qcse::cuda::gate_wait(gates + turn % 2, static_cast<unsigned>(turn / 2));
+    out[turn * 64 + thread()] = s[turn % 2 * 32 + 31 - lane];
+    __syncwarp();
+    unsigned before = 0;
+    if (lane == 0) {
+      before = counts_in_order ? qcse::cuda::add_in_order(leavers + turn % 2, 1u) : atomicAdd(leavers + turn % 2, 1u);
+    }
+    const bool last = __shfl_sync(kFullWarp, before, 0) % 2 == 1;
+    __syncwarp();
+    if (last && turn + 2 < kTurns) fill(turn + 2);
+  }
+}
+void copied_in_turns(int* out) { ring(out, true, true); }
+void peeked(int* out) {
+  qcse::cuda::Gate* const gate = shared_gates();
+  if (thread() == 0) qcse::cuda::gate_prepare(gate, 64);
+  __syncthreads();
+  const bool early = thread() == 0 && qcse::cuda::gate_passed(gate, 0);
+  qcse::cuda::gate_arrive(gate);
+  qcse::cuda::gate_wait(gate, 0);
+  out[thread()] = 2 * early + qcse::cuda::gate_passed(gate, 0);
 }
 
 // --- Wrong ----------------------------------------------------------------------------------------------------------
@@ -228,6 +298,56 @@ void last_block_without_acquire(int* out) {
   }
 }
 
+void gate_not_waited_for(int* out) { hand_over(out, {.waits = false}); }
+void gate_not_prepared(int* out) { hand_over(out, {.prepared = false}); }
+void gate_prepared_without_barrier(int* out) { hand_over(out, {.barrier = false}); }
+void gate_that_never_opens(int* out) { hand_over(out, {.arrivals = 33}); }
+void gate_that_opens_early(int* out) { hand_over(out, {.arrivals = 31}); }
+void gate_of_the_opening_before(int* out) { hand_over(out, {.opening = 1}); }
+void arrival_before_the_write(int* out) { hand_over(out, {.arrives_late = false}); }
+void turns_without_order(int* out) { ring(out, false, true); }
+void turns_without_copies(int* out) { ring(out, true, false); }
+void copies_bring_nothing_else(int* out) {
+  int* const s = shared_ints(64);
+  qcse::cuda::Gate* const gate = shared_gates();
+  out[thread()] = thread();
+  if (thread() == 0) qcse::cuda::gate_prepare(gate, 32);
+  __syncthreads();
+  if (thread() < 32) {
+    qcse::cuda::copy_async<4>(&s[thread()], &out[thread()]);
+    s[32 + thread()] = 1;
+    qcse::cuda::gate_arrive_after_copies(gate);
+  } else {
+    qcse::cuda::gate_wait(gate, 0);
+    out[thread()] = s[63 - thread()] + s[thread()];
+  }
+}
+void copies_are_not_the_threads_own(int* out) {
+  int* const s = shared_ints(64);
+  qcse::cuda::Gate* const gate = shared_gates();
+  out[thread()] = thread();
+  if (thread() == 0) qcse::cuda::gate_prepare(gate, 64);
+  __syncthreads();
+  qcse::cuda::copy_async<4>(&s[thread()], &out[thread()]);
+  qcse::cuda::gate_arrive_after_copies(gate);
+  out[thread()] = s[thread()];
+}
+void filled_over_readers(int* out) {
+  int* const s = shared_ints(64);
+  qcse::cuda::Gate* const gates = shared_gates();
+  if (thread() < 2) qcse::cuda::gate_prepare(gates + thread(), 32);
+  __syncthreads();
+  for (int turn = 0; turn < 2; ++turn) {
+    if (thread() < 32) {
+      s[thread()] = turn;
+      qcse::cuda::gate_arrive(gates + turn);
+    } else {
+      qcse::cuda::gate_wait(gates + turn, 0);
+      out[thread() - 32] = s[63 - thread()];
+    }
+  }
+}
+
 struct Entry {
   const char* name;
   void (*kernel)(int*);
@@ -245,6 +365,9 @@ constexpr Entry kKernels[] = {
     KERNEL(atomic_sum, 3, 64, 1),
     KERNEL(copied, 3, 64, 64),
     KERNEL(last_block, 6, 32, 1),
+    KERNEL(handed_over, 1, 64, 176),
+    KERNEL(copied_in_turns, 1, 64, 176),
+    KERNEL(peeked, 1, 64, 176),
     KERNEL(no_barrier, 1, 64, 64),
     KERNEL(no_second_barrier, 1, 64, 64),
     KERNEL(shuffle_is_no_barrier, 1, 32, 32),
@@ -269,6 +392,18 @@ constexpr Entry kKernels[] = {
     KERNEL(copy_over_readers, 1, 64, 64),
     KERNEL(last_block_without_release, 6, 32, 1),
     KERNEL(last_block_without_acquire, 6, 32, 1),
+    KERNEL(gate_not_waited_for, 1, 64, 176),
+    KERNEL(gate_not_prepared, 1, 64, 176),
+    KERNEL(gate_prepared_without_barrier, 1, 64, 176),
+    KERNEL(gate_that_never_opens, 1, 64, 176),
+    KERNEL(gate_that_opens_early, 1, 64, 176),
+    KERNEL(gate_of_the_opening_before, 1, 64, 176),
+    KERNEL(arrival_before_the_write, 1, 64, 176),
+    KERNEL(turns_without_order, 1, 64, 176),
+    KERNEL(turns_without_copies, 1, 64, 176),
+    KERNEL(copies_bring_nothing_else, 1, 64, 176),
+    KERNEL(copies_are_not_the_threads_own, 1, 64, 176),
+    KERNEL(filled_over_readers, 1, 64, 176),
 };
 
 }  // namespace

@@ -12,6 +12,7 @@ def _right() -> dict[str, np.ndarray]:
     from_left = np.where(LANE < 3, LANE, LANE - 3)
     from_right = np.where(LANE > 28, LANE, LANE + 3)
     ballot = sum(1 << lane for lane in range(0, 32, 3))
+    turns = 5 * np.arange(6 * 32).reshape(6, 32)
     block = np.arange(3 * 64).reshape(3, 64)
     return {
         "shuffles": 100 + np.concatenate([(LANE + 31) % 32, from_left, from_right, LANE ^ 5]),
@@ -23,6 +24,9 @@ def _right() -> dict[str, np.ndarray]:
         "atomic_sum": np.repeat(2016, 3 * 64),
         "copied": 3 * block[:, ::-1].ravel(),
         "last_block": np.array([21, 6, 1, 2, 3, 4, 5, 6]),
+        "handed_over": 7 * LANE[::-1],
+        "copied_in_turns": np.concatenate([np.tile(turns[:, ::-1], 2).ravel(), turns.ravel()]),
+        "peeked": np.ones(64),
     }
 
 
@@ -59,6 +63,18 @@ WRONG = {
     "copy_over_readers": {"data race", "read of a pending copy"},
     "last_block_without_release": {"data race"},
     "last_block_without_acquire": {"data race"},
+    "gate_not_waited_for": {"data race", "uninitialised read"},
+    "gate_not_prepared": {"uninitialised read"},
+    "gate_prepared_without_barrier": {"data race", "uninitialised read"},
+    "gate_that_never_opens": {"deadlock"},
+    "gate_that_opens_early": {"data race", "uninitialised read"},
+    "gate_of_the_opening_before": {"data race", "uninitialised read"},
+    "arrival_before_the_write": {"data race", "uninitialised read"},
+    "turns_without_order": {"data race"},
+    "turns_without_copies": {"read of a pending copy", "data race"},
+    "copies_bring_nothing_else": {"data race"},
+    "copies_are_not_the_threads_own": {"data race", "read of a pending copy"},
+    "filled_over_readers": {"data race"},
 }
 
 
@@ -66,7 +82,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_kernels_are_reported(emulator: Emulator, name: str, seed: int) -> None:
     emulator.configure(seed=seed)
-    elements = {"past_output": 64, "same_element": 1}.get(name, 192)
+    elements = {"past_output": 64, "same_element": 1}.get(name, 9 * 64)
     with pytest.raises(EmulatorError) as caught:
         emulator.self_kernel(name, elements)
     assert caught.value.kind in WRONG[name], str(caught.value)

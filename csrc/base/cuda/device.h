@@ -127,6 +127,14 @@ __device__ __forceinline__ Pack<T, N> load_pack(const T* p) {
   return *reinterpret_cast<const Pack<T, N>*>(p);
 }
 
+template <int N, typename T>
+__device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack) {
+#if !defined(__CUDACC__)
+  emulator::require_alignment(p, alignof(Pack<T, N>));
+#endif
+  *reinterpret_cast<Pack<T, N>*>(p) = pack;
+}
+
 // Host and device compute the same layout: the host for the size of the launch, the device for the addresses. In the
 // emulator a red zone follows each array, so that running past one array into the next is found.
 class SharedLayout {
@@ -168,6 +176,90 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global) {
 }
 __device__ __forceinline__ void copies_commit() { __pipeline_commit(); }
 __device__ __forceinline__ void copies_wait() { __pipeline_wait_prior(0); }
+
+// --- Order among the warps of a block, without a barrier of all ------------------------------------------------------
+// A gate in shared memory opens each time so many arrivals have come, and whoever passes it sees what was done before
+// them. It is passed once for each opening: `opening & 1` tells which, for a gate knows the latest two alone.
+using Gate = uint64_t;
+
+#if defined(__CUDACC__)
+__device__ __forceinline__ unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+#endif
+
+// By one thread; a barrier of the block follows.
+__device__ __forceinline__ void gate_prepare(Gate* gate, unsigned arrivals) {
+#if defined(__CUDACC__)
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(gate)), "r"(arrivals) : "memory");
+#else
+  emulator::gate_prepare(gate, arrivals);
+#endif
+}
+
+__device__ __forceinline__ void gate_arrive(Gate* gate) {
+#if defined(__CUDACC__)
+  asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(gate)) : "memory");
+#else
+  emulator::gate_arrive(gate);
+#endif
+}
+
+// An arrival that comes once the copies have landed that the calling thread began so far. It brings them alone: what
+// else the thread did needs an arrival of its own.
+__device__ __forceinline__ void gate_arrive_after_copies(Gate* gate) {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(gate)) : "memory");
+#else
+  emulator::gate_arrive_after_copies(gate);
+#endif
+}
+
+// Whether the gate has opened for this time; if so, it is passed.
+__device__ __forceinline__ bool gate_passed(Gate* gate, unsigned opening) {
+#if defined(__CUDACC__)
+  unsigned open;
+  asm volatile("{ .reg .pred open; mbarrier.test_wait.parity.shared.b64 open, [%1], %2; selp.u32 %0, 1, 0, open; }"
+               : "=r"(open)
+               : "r"(shared_address(gate)), "r"(opening & 1)
+               : "memory");
+  return open != 0;
+#else
+  return emulator::gate_passed(gate, opening & 1);
+#endif
+}
+
+__device__ __forceinline__ void gate_wait(Gate* gate, unsigned opening) {
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 900
+  unsigned open;
+  do {  // each try sleeps for a while
+    asm volatile("{ .reg .pred open; mbarrier.try_wait.parity.shared.b64 open, [%1], %2; selp.u32 %0, 1, 0, open; }"
+                 : "=r"(open)
+                 : "r"(shared_address(gate)), "r"(opening & 1)
+                 : "memory");
+  } while (open == 0);
+#elif defined(__CUDACC__)
+  while (!gate_passed(gate, opening)) {
+  }
+#else
+  emulator::gate_wait(gate, opening & 1);
+#endif
+}
+
+// Adds to a counter in shared memory and returns what it was before; whoever adds sees what was done before the earlier
+// additions. A plain store, which may begin the count anew, ends that.
+__device__ __forceinline__ unsigned add_in_order(unsigned* counter, unsigned value) {
+#if defined(__CUDACC__)
+  unsigned before;
+  asm volatile("atom.acq_rel.cta.shared.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "r"(shared_address(counter)), "r"(value)
+               : "memory");
+  return before;
+#else
+  return emulator::add_in_order(counter, value);
+#endif
+}
 
 // --- Launching ------------------------------------------------------------------------------------------------------
 // While it lives, this thread may do what a stream capture elsewhere forbids: the first launch of a kernel loads its

@@ -11,12 +11,18 @@ namespace qcse::cuda {
 
 inline constexpr float kClip = 4096;  // of a scaled coordinate; -2 X and its square stay exact and finite
 
-// Two halves travel in a word. A row of shadows holds whole steps of 16 dimensions, and an odd number of them, so that
-// eight lanes that read four rows hit different banks.
+// Two halves travel in a word, and a step of the tensor core's product takes 16 dimensions of a row, eight words. They
+// are kept in the order of its operands (fragments): for each step and each 16 rows a pack of four words a lane, by the
+// lanes' numbers, so that a warp loads 512 bytes in a row. Lane 4 g + t has the words t and t + 4 of the rows g and g +
+// 8; queries and candidates differ in their order alone.
 inline constexpr int kStepDims = 16;
-inline constexpr int kStepWords = kStepDims / 2;
+inline constexpr int kFragmentRows = 16;
+inline constexpr int kFragmentWords = 4 * kWarp;
 __host__ __device__ constexpr int screen_steps(int dim) { return (dim + kStepDims - 1) / kStepDims; }
-__host__ __device__ constexpr int shadow_pitch(int steps) { return (steps | 1) * kStepWords; }
+// Words of the shadows of so many rows, a multiple of 16.
+__host__ __device__ constexpr int shadow_words(int rows, int steps) {
+  return steps * (rows / kFragmentRows) * kFragmentWords;
+}
 
 template <typename T>
 struct Floor;  // sqrt(smallest normal number), with room for what sums of squares lose below it
@@ -41,24 +47,22 @@ struct Shadow {
   float norm;   // |X|^2 (1 - 3 eta)
 };
 
-__device__ __forceinline__ float sum_of_warp(float x) {
-#pragma unroll
-  for (int stride = kWarp / 2; stride > 0; stride /= 2) x += __shfl_xor_sync(kFullWarp, x, stride);
-  return x;
-}
-
-// Writes factor * X of a finite row, [shadow_pitch(steps)] words; called by a whole warp. factor: 1 or -2.
+// The row of which four neighbouring lanes have a share of the shadow each.
 template <typename T>
-__device__ __forceinline__ Shadow cast_shadow(const T* row, int dim, int steps, const Frame<T>& frame, float factor,
-                                              unsigned* to, int lane) {
-  float error = 0;
-  float norm = 0;
-  for (int w = lane; w < shadow_pitch(steps); w += kWarp) {
+struct ShadowCaster {
+  const T* row;  // null for what casts none: its words are 0
+  int dim;
+  Frame<T> frame;
+  float factor;  // 1 or -2
+  float error = 0, norm = 0;
+
+  // Word w of factor * X.
+  __device__ __forceinline__ unsigned word(int w) {
     unsigned word = 0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int d = 2 * w + half;
-      if (d < dim) {
+      if (row != nullptr && d < dim) {
         const T offset = row[d] - frame.centre[d];
         const T scaled = larger(smaller(offset * frame.scale, T(kClip)), T(-kClip));
         const float shadow = half_value(half_bits(static_cast<float>(scaled)));
@@ -70,14 +74,23 @@ __device__ __forceinline__ Shadow cast_shadow(const T* row, int dim, int steps, 
         word |= half_bits(factor * shadow) << (16 * half);
       }
     }
-    to[w] = word;
+    return word;
   }
-  const float eta = static_cast<float>(steps + 1) * 0x1p-18f;
-  error = sqrt_rn(sum_of_warp(error));
-  norm = sum_of_warp(norm) * (1 - 3 * eta);
-  // 2^-10 and 2^-60 cover the roundings of the error's own computation, and numbers that vanish in it.
-  return {fma_rn(error, 1 + 0x1p-10f, 0x1p-60f), norm};
-}
+
+  // Once the lane has asked for its words of all steps: what the four know together. Called by a whole warp.
+  __device__ __forceinline__ Shadow shadow(int steps) const {
+    float errors = error, norms = norm;
+#pragma unroll
+    for (int stride = 1; stride < 4; stride *= 2) {
+      errors += __shfl_xor_sync(kFullWarp, errors, stride);
+      norms += __shfl_xor_sync(kFullWarp, norms, stride);
+    }
+    if (row == nullptr) return {0, infinity<float>()};
+    const float eta = static_cast<float>(steps + 1) * 0x1p-18f;
+    // 2^-10 and 2^-60 cover the roundings of the error's own computation, and numbers that vanish in it.
+    return {fma_rn(sqrt_rn(errors), 1 + 0x1p-10f, 0x1p-60f), norms * (1 - 3 * eta)};
+  }
+};
 
 // t + e_x for a query whose keys below `bound` are wanted; it grows with the bound.
 template <typename T>

@@ -9,39 +9,54 @@
 namespace qcse::cuda {
 namespace {
 
+// Blocks that shall share a multiprocessor's registers, by rule: two where its shared memory has room for two, and the
+// compiler for their registers without spills.
+__host__ __device__ constexpr int screen_blocks(bool small) {
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900)
+  return small ? 2 : 1;
+#else
+  static_cast<void>(small);
+  return 1;
+#endif
+}
+
 // The division of labour in a block: a warp owns 32 queries, a block as many warps as shared memory has room for, up to
-// kMaxWarps. All of them see every candidate tile.
-template <int kNumber>
+// kMaxWarps. All of them see every candidate tile. kSteps: of the product, where the queries' operands stay in
+// registers; 0 for any number of them, with the operands in shared memory.
+template <int kNumber, int kSteps_>
 struct ScreenShape {
   static constexpr Variant kVariant = kScreenedVariants[kNumber];
   static constexpr int kMaxWarps = kVariant.warps;
-  static constexpr int kTile = kVariant.outer;  // candidates that a block stages at a time
+  static constexpr int kTile = kVariant.outer;  // candidates of a tile
   static constexpr int kSide = kVariant.inner;  // candidates that a warp compares with its queries at a time
-  // Blocks of kMaxWarps that shall share a multiprocessor's registers; for most architectures the compiler can't let
-  // two do so without spills.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-  static constexpr int kByRule = 2;
-#else
-  static constexpr int kByRule = 1;
-#endif
-  static constexpr int kBlocks = kVariant.blocks > 0 ? kVariant.blocks : kByRule;
-  // Pairs that a warp keeps until it has 32 to compute: fewer than 32 from before, and what one row of its lanes' sums
-  // can add, a quarter of 32 x kSide.
-  static constexpr int kQueue = kWarp + kWarp * kSide / 4;
-  static_assert(kTile % kSide == 0 && kSide % 8 == 0 && kSide <= 64);  // a lane's row of sums is a word of bits
+  static constexpr int kSteps = kSteps_;
+  // Tiles that are staged at a time: as many as a warp may be ahead of the slowest, and one more.
+  static constexpr int kMostStages = 4;
+  static constexpr int kFewestStages = 2;
+  static_assert(kTile % kSide == 0 && kSide % kFragmentRows == 0);
+  static_assert(kSide <= 64);  // a lane's sums are a word of 64 bits
 };
+
+// Blocks of kMaxWarps that shall share a multiprocessor's registers.
+template <typename Shape, int kRegisters>
+inline constexpr int kBlocks =
+    Shape::kVariant.blocks > 0 ? Shape::kVariant.blocks : screen_blocks(Shape::kSteps > 0 && kRegisters == 1);
+
+// A kernel for each number of steps up to this, where T and k are those of most calls; for the others the general one.
+template <typename T>
+inline constexpr int kOwnSteps = sizeof(T) == 4 ? 2 : 0;
 
 // The references' shadows, in sorted order and whole tiles: what is no finite reference is the origin with a norm of
 // +inf.
 template <typename T>
 struct Shadows {
-  T* centre = nullptr;       // [batch, dim]
-  T* scale = nullptr;        // [batch]
-  unsigned* rows = nullptr;  // [batch, tiles, tile, pitch]
-  float* norms = nullptr;    // [batch, tiles, tile]
-  float* errors = nullptr;   // [batch, tiles], the largest of a tile
-  int tile = 0;              // candidates of a tile
-  int tiles = 0;             // of a batch entry
+  T* centre = nullptr;        // [batch, dim]
+  T* scale = nullptr;         // [batch]
+  unsigned* words = nullptr;  // [batch, tiles, shadow_words(tile, steps)]
+  float* norms = nullptr;     // [batch, tiles, norm_words(tile)]
+  float* errors = nullptr;    // [batch, tiles], the largest of a tile
+  int tile = 0;               // candidates of a tile
+  int tiles = 0;              // of a batch entry
   int steps = 0;
 
   __device__ __forceinline__ Frame<T> frame(int64_t entry, int dim) const {
@@ -89,58 +104,85 @@ __global__ void __launch_bounds__(kFrameThreads) knn_frame_kernel(SortedRefs<T> 
 
 constexpr int kShadowThreads = 256;
 
-// A block for each tile of references.
+// Norms travel as the product's first sums: for each 8 candidates a pack for each of the four members of a group, the
+// norms of candidates 2 t and 2 t + 1, twice.
+__host__ __device__ constexpr int norm_words(int tile) { return 2 * tile; }
+
+// A block for each tile of references; a warp casts the shadows of 16 at a time.
 template <typename T>
 __global__ void __launch_bounds__(kShadowThreads) knn_shadow_kernel(SortedRefs<T> refs, int dim, Shadows<T> shadows) {
   SharedLayout layout;
-  const size_t at = layout.add<float>(shadows.tile);
-  float* const errors = shared_array<float>(at, shadows.tile);
+  const size_t at = layout.add<float>(kShadowThreads / kWarp);
+  float* const errors = shared_array<float>(at, kShadowThreads / kWarp);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int group = lane / 4;
+  const int member = lane % 4;
   const int64_t entry = blockIdx.x / static_cast<unsigned>(shadows.tiles);
   const int tile = static_cast<int>(blockIdx.x % static_cast<unsigned>(shadows.tiles));
   const int finite = refs.finite[entry];
-  const int pitch = shadow_pitch(shadows.steps);
+  const int steps = shadows.steps;
+  const int packs = shadows.tile / kFragmentRows;
   const Frame<T> frame = shadows.frame(entry, dim);
-  for (int j = warp; j < shadows.tile; j += kShadowThreads / kWarp) {
-    const int place = tile * shadows.tile + j;
-    const int64_t row = static_cast<int64_t>(blockIdx.x) * shadows.tile + j;
-    unsigned* const to = shadows.rows + row * pitch;
-    Shadow shadow{0, infinity<float>()};
-    if (place < finite) {
-      shadow =
-          cast_shadow(refs.states + (entry * refs.stride + place) * dim, dim, shadows.steps, frame, 1.0f, to, lane);
-    } else {
-      for (int w = lane; w < pitch; w += kWarp) to[w] = 0;
+  const T* const states = refs.states + entry * refs.stride * dim;
+  unsigned* const words = shadows.words + static_cast<int64_t>(blockIdx.x) * shadow_words(shadows.tile, steps);
+  float* const norms = shadows.norms + static_cast<int64_t>(blockIdx.x) * norm_words(shadows.tile);
+  float most = 0;
+  for (int pack = warp; pack < packs; pack += kShadowThreads / kWarp) {
+    const auto caster = [&](int half) {
+      const int place = tile * shadows.tile + pack * kFragmentRows + 8 * half + group;
+      return ShadowCaster<T>{place < finite ? states + static_cast<int64_t>(place) * dim : nullptr, dim, frame, 1.0f};
+    };
+    ShadowCaster<T> low = caster(0);
+    ShadowCaster<T> high = caster(1);
+    for (int step = 0; step < steps; ++step) {
+      const int w = 8 * step + member;
+      store_pack(words + ((step * packs + pack) * kWarp + lane) * 4,
+                 Pack<unsigned, 4>{low.word(w), low.word(w + 4), high.word(w), high.word(w + 4)});
     }
-    if (lane == 0) {
-      shadows.norms[row] = shadow.norm;
-      errors[j] = shadow.error;
+    const Shadow cast[2] = {low.shadow(steps), high.shadow(steps)};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (member < 2) {
+        norms[(2 * pack + half) * 16 + group / 2 * 4 + group % 2 + 2 * member] = cast[half].norm;
+      }
+      most = larger(most, cast[half].error);
     }
   }
-  __syncthreads();
-  if (warp == 0) {
-    float most = 0;
-    for (int j = lane; j < shadows.tile; j += kWarp) most = larger(most, errors[j]);
 #pragma unroll
-    for (int stride = kWarp / 2; stride > 0; stride /= 2) most = larger(most, __shfl_xor_sync(kFullWarp, most, stride));
-    if (lane == 0) shadows.errors[blockIdx.x] = most;
+  for (int stride = kWarp / 2; stride > 0; stride /= 2) most = larger(most, __shfl_xor_sync(kFullWarp, most, stride));
+  if (lane == 0) errors[warp] = most;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int w = 0; w < kShadowThreads / kWarp; ++w) most = larger(most, errors[w]);
+    shadows.errors[blockIdx.x] = most;
   }
 }
 
 // --- The search -----------------------------------------------------------------------------------------------------
+// A turn of the visit: where it stands once it has chosen a tile.
+template <typename T, int kTile>
+struct Turn {
+  Visit<T, kTile> visit;
+  float error;  // the largest of the tile's
+};
+
 template <typename Shape, typename T, int kRegisters>
 struct ScreenLayout {
-  size_t shadows, stages, tile_norms, flags, bytes;  // after what the warps keep of their own
+  size_t operands, words, norms, turns, gates, leavers, bytes;  // after what the warps keep of their own
+  int operand_words;                                            // of a warp
 
-  __host__ __device__ ScreenLayout(int pitch, int warps) {
-    constexpr WarpLayout<Shape, T, kRegisters> kOwn;
+  __host__ __device__ ScreenLayout(int steps, int warps, int stages) {
+    constexpr WarpLayout<T, kRegisters> kOwn;
+    operand_words = Shape::kSteps > 0 ? 0 : shadow_words(kWarp, steps);
     SharedLayout layout;
     layout.add<unsigned char>(kOwn.bytes * warps);
-    shadows = layout.add<unsigned>(static_cast<size_t>(warps) * kWarp * pitch);
-    stages = layout.add<unsigned>(2 * static_cast<size_t>(Shape::kTile) * pitch);
-    tile_norms = layout.add<float>(2 * Shape::kTile);
-    flags = layout.add<unsigned>(2 * static_cast<size_t>(warps));
+    operands = layout.add<unsigned>(static_cast<size_t>(warps) * operand_words);
+    words = layout.add<unsigned>(static_cast<size_t>(stages) * shadow_words(Shape::kTile, steps));
+    norms = layout.add<float>(static_cast<size_t>(stages) * norm_words(Shape::kTile));
+    turns = layout.add<Turn<T, Shape::kTile>>(stages);
+    gates = layout.add<Gate>(stages);
+    leavers = layout.add<unsigned>(stages);
     bytes = layout.bytes();
   }
 };
@@ -151,88 +193,185 @@ struct ScreenParameters {
   SortedRefs<T> refs;
   SortedSet<T> queries;
   Shadows<T> shadows;
-  int tiles = 0;  // blocks a batch entry
+  int tiles = 0;   // blocks a batch entry
+  int stages = 0;  // tiles that a block stages at a time
+};
+
+// The ring of staged tiles. Warps go through the visit's turns each at its own pace; stage `turn % stages` has the turn
+// and its tile. The last warp that leaves a turn knows that nobody reads its stage any more and that all have told what
+// they want: it chooses the tile of the turn that comes `stages` later and stages that. So nobody waits for a warp that
+// is slow until all turns behind it are used up.
+//
+// What a warp tells is judged by the visit as it stood at some turn from the one that it leaves on. That may be some
+// turns before the one that is chosen, and edges only move outward and bounds only fall: it may ask for a tile that
+// nobody wants any more, and never fails to ask for one that somebody wants.
+template <typename Shape, typename T, int kRegisters>
+struct Ring {
+  static constexpr int kTile = Shape::kTile;
+  static constexpr unsigned kLeaver = 1, kLeft = 1 << 8, kRight = 1 << 16;  // what a warp adds to `leavers`
+
+  const Shadows<T>& shadows;
+  int64_t entry;
+  T middle;
+  int stages, stage_words, warps, lane;
+  unsigned* words;        // [stages][shadow_words(kTile, steps)]
+  float* norms;           // [stages][norm_words(kTile)]
+  Turn<T, kTile>* turns;  // [stages]
+  Gate* gates;            // [stages]: the turn is there
+  unsigned* leavers;      // [stages]: how many warps have left the turn, and how many of them want which side
+  int at = 0;             // the stage of the turn at hand
+  unsigned round = 0;
+
+  __device__ __forceinline__ Ring(const ScreenLayout<Shape, T, kRegisters>& layout, const Shadows<T>& shadows_,
+                                  int64_t entry_, T middle_, int stages_, int warps_, int lane_)
+      : shadows(shadows_),
+        entry(entry_),
+        middle(middle_),
+        stages(stages_),
+        stage_words(shadow_words(kTile, shadows_.steps)),
+        warps(warps_),
+        lane(lane_) {
+    words = shared_array<unsigned>(layout.words, static_cast<size_t>(stages) * stage_words);
+    norms = shared_array<float>(layout.norms, static_cast<size_t>(stages) * norm_words(kTile));
+    turns = shared_array<Turn<T, kTile>>(layout.turns, stages);
+    gates = shared_array<Gate>(layout.gates, stages);
+    leavers = shared_array<unsigned>(layout.leavers, stages);
+  }
+
+  // The tiles of the first turns, whatever is wanted; home is the visit before them. Called by the whole block.
+  __device__ __forceinline__ void begin(const Visit<T, kTile>& home, int warp) {
+    if (threadIdx.x == 0) {
+      for (int s = 0; s < stages; ++s) {
+        gate_prepare(gates + s, kWarp + 1);
+        leavers[s] = 0;
+      }
+    }
+    __syncthreads();
+    Visit<T, kTile> visit = home;
+    for (int s = 0; s < stages; ++s) {
+      if (visit.tile >= 0) visit.tile = visit.next(kWantsLeft | kWantsRight, middle);
+      if (s % warps == warp) publish(s, visit);
+    }
+  }
+
+  // Brings the visit's tile to this stage, by one warp.
+  __device__ __forceinline__ void publish(int stage, const Visit<T, kTile>& visit) {
+    float error = 0;
+    if (visit.tile >= 0) {
+      const int64_t number = entry * shadows.tiles + visit.tile;
+      const unsigned* const from = shadows.words + number * stage_words;
+      unsigned* const to = words + stage * stage_words;
+      for (int w = 4 * lane; w < stage_words; w += 4 * kWarp) copy_async<16>(to + w, from + w);
+      const float* const from_norms = shadows.norms + number * norm_words(kTile);
+      float* const to_norms = norms + stage * norm_words(kTile);
+      for (int w = 4 * lane; w < norm_words(kTile); w += 4 * kWarp) copy_async<16>(to_norms + w, from_norms + w);
+      error = shadows.errors[number];
+    }
+    if (lane == 0) {
+      turns[stage] = {visit, error};
+      gate_arrive(gates + stage);
+    }
+    if (visit.tile >= 0) {
+      gate_arrive_after_copies(gates + stage);
+    } else {
+      gate_arrive(gates + stage);  // nothing is on its way when the block ends
+    }
+  }
+
+  // The turn at hand, once its tile is there; without a tile the visit is over.
+  __device__ __forceinline__ const Turn<T, kTile>& wait() const {
+    gate_wait(gates + at, round);
+    return turns[at];
+  }
+
+  // On to the next turn. value, bound: of the lane's query.
+  __device__ __forceinline__ void leave(T value, T bound) {
+    const int newest = at == 0 ? stages - 1 : at - 1;  // the stage of the latest turn that may be there
+    const bool there = gate_passed(gates + newest, at == 0 ? round : round + 1);
+    const unsigned wanted = __reduce_or_sync(kFullWarp, turns[there ? newest : at].visit.wants(value, bound));
+    const unsigned told =
+        kLeaver + ((wanted & kWantsLeft) != 0 ? kLeft : 0) + ((wanted & kWantsRight) != 0 ? kRight : 0);
+    unsigned all = 0;
+    __syncwarp();  // every lane has read the stage
+    if (lane == 0) all = told + add_in_order(leavers + at, told);
+    all = __shfl_sync(kFullWarp, all, 0);
+    if (static_cast<int>(all % kLeft) == warps) choose(newest, all);
+    if (++at == stages) {
+      at = 0;
+      ++round;
+    }
+  }
+
+  // By the last warp that leaves the turn at hand. all: what the warps told, added up.
+  __device__ __forceinline__ void choose(int newest, unsigned all) {
+    __syncwarp();  // what the others told the first lane, and did before, holds for all
+    Visit<T, kTile> visit = turns[newest].visit;
+    const unsigned wanted =
+        (all / kLeft % (kRight / kLeft) != 0 ? kWantsLeft : 0) | (all / kRight != 0 ? kWantsRight : 0);
+    if (visit.tile >= 0) visit.tile = visit.next(wanted, middle);
+    if (lane == 0) leavers[at] = 0;
+    publish(at, visit);
+  }
 };
 
 // One block for each tile of queries in sorted order: blockIdx.x = batch entry * tiles + tile.
 template <typename Shape, typename T, int kRegisters>
-__global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, Shape::kBlocks)
+__global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, kBlocks<Shape, kRegisters>)
     knn_screened_kernel(const ScreenParameters<T> parameters) {
   constexpr int kTile = Shape::kTile;
   constexpr int kSide = Shape::kSide;
+  constexpr int kPacks = kTile / kFragmentRows;
   const KnnProblem<T>& problem = parameters.problem;
   const Shadows<T>& shadows = parameters.shadows;
-  const int thread = static_cast<int>(threadIdx.x);
   const int threads = static_cast<int>(blockDim.x);
-  const int warp = thread / kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int warps = threads / kWarp;
-  const int lane = thread % kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int group = lane / 4;   // the lane's place in the tensor core's operands: row or column,
   const int member = lane % 4;  // and which words of it
   const int dim = static_cast<int>(problem.dim);
-  const int steps = shadows.steps;
-  const int pitch = shadow_pitch(steps);
-  const int stage_words = kTile * pitch;
+  const int steps = Shape::kSteps > 0 ? Shape::kSteps : shadows.steps;
 
   const SortedView<T> view(problem, parameters.refs, parameters.queries, parameters.tiles, threads);
   const Frame<T> frame = shadows.frame(view.entry, dim);
-  const ScreenLayout<Shape, T, kRegisters> layout(pitch, warps);
-  unsigned* const shadow_rows = shared_array<unsigned>(layout.shadows, static_cast<size_t>(threads) * pitch);
-  unsigned* const stages = shared_array<unsigned>(layout.stages, 2 * static_cast<size_t>(stage_words));
-  float* const tile_norms = shared_array<float>(layout.tile_norms, 2 * kTile);
-  unsigned* const flags = shared_array<unsigned>(layout.flags, 2 * static_cast<size_t>(warps));
-  unsigned* const own_shadows = shadow_rows + warp * kWarp * pitch;
-
-  // Tile `tile` of the references to stage `step & 1`.
-  const auto stage = [&](int step, int tile) {
-    const int64_t number = view.entry * shadows.tiles + tile;
-    const unsigned* const from = shadows.rows + number * stage_words;
-    unsigned* const to = stages + (step & 1) * stage_words;
-    for (int w = 4 * thread; w < stage_words; w += 4 * threads) copy_async<16>(to + w, from + w);
-    for (int j = 4 * thread; j < kTile; j += 4 * threads) {
-      copy_async<16>(tile_norms + (step & 1) * kTile + j, shadows.norms + number * kTile + j);
-    }
-    copies_commit();
-  };
-
-  const WarpQueries<Shape, T, kRegisters> mine(view, warp, lane, frame.scale);
-  mine.prepare(own_shadows, dim, steps, frame);
-
-  // The first step's words stay in registers.
-  const auto load_queries = [&](int step, unsigned (&a)[2][4]) {
-    const unsigned* const words = own_shadows + group * pitch + step * kStepWords + 2 * member;
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const auto two = load_pack<2>(words + (16 * m + 8 * half) * pitch);
-        a[m][half] = two.at[0];
-        a[m][half + 2] = two.at[1];
-      }
-    }
-  };
-  unsigned kept[2][4];
-  load_queries(0, kept);
-
+  const ScreenLayout<Shape, T, kRegisters> layout(steps, warps, parameters.stages);
   const T middle = view.query_value(view.live / 2);
-  Visit<T, kTile> visit(view.values, view.finite, middle, lane);
-  if (visit.tile >= 0) stage(0, visit.tile);
-  float tile_error = visit.tile >= 0 ? shadows.errors[view.entry * shadows.tiles + visit.tile] : 0.0f;
-  unsigned told = kWantsLeft | kWantsRight;
-  copies_wait();
-  __syncthreads();
+  const Visit<T, kTile> home(view.values, view.finite, middle, lane);
+  Ring<Shape, T, kRegisters> ring(layout, shadows, view.entry, middle, parameters.stages, warps, lane);
+  ring.begin(home, warp);
+
+  // The queries' operands, -2 times their shadows: of all steps in registers, or in shared memory.
+  constexpr int kKept = Shape::kSteps > 0 ? Shape::kSteps : 1;
+  unsigned kept[kKept][2][4];
+  unsigned* const operands =
+      shared_array<unsigned>(layout.operands, static_cast<size_t>(warps) * layout.operand_words) +
+      warp * layout.operand_words + 4 * lane;
+  WarpQueries<T, kRegisters> mine(view, warp, lane, frame.scale);
+  mine.prepare(dim, steps, frame, [&](int step, int m, const Pack<unsigned, 4>& pack) {
+    if constexpr (Shape::kSteps > 0) {
+#pragma unroll
+      for (int own = 0; own < kKept; ++own) {
+#pragma unroll
+        for (int w = 0; w < 4; ++w) kept[own][m][w] = own == step ? pack.at[w] : kept[own][m][w];
+      }
+    } else {
+      store_pack(operands + (2 * step + m) * kFragmentWords, pack);
+    }
+  });
+  if (home.tile >= 0) mine.fill(home.tile * kTile, kTile);  // meanwhile the tiles of the first turns arrive
 
 #pragma unroll 1
-  for (int step = 0; visit.tile >= 0; ++step) {
-    const int tile = visit.tile;
-    const int next_tile = visit.next(told, middle);
-    float next_error = 0;
-    if (next_tile >= 0) {
-      stage(step + 1, next_tile);
-      next_error = shadows.errors[view.entry * shadows.tiles + next_tile];
+  for (;;) {
+    const auto& turn = ring.wait();
+    const int tile = turn.visit.tile;
+    if (tile < 0) break;
+    if (!mine.begin_tile(turn.error)) {
+      mine.fill(tile * kTile, kTile);
+      ring.leave(mine.values[lane], mine.bounds[lane]);
+      continue;
     }
-    const unsigned* const candidates = stages + (step & 1) * stage_words;
-    const float* const candidate_norms = tile_norms + (step & 1) * kTile;
+    const unsigned* const candidates = ring.words + ring.at * ring.stage_words + 4 * lane;
+    const float* const candidate_norms = ring.norms + ring.at * norm_words(kTile) + 4 * member;
 
 #pragma unroll 1
     for (int side = 0; side < kTile; side += kSide) {
@@ -240,85 +379,85 @@ __global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, Shape::kBlocks)
       float sum[2][kSide / 8][4];
 #pragma unroll
       for (int j = 0; j < kSide / 8; ++j) {
-        const auto two = load_pack<2>(candidate_norms + side + 8 * j + 2 * member);
+        const auto four = load_pack<4>(candidate_norms + (side / 8 + j) * 16);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-          sum[m][j][0] = sum[m][j][2] = two.at[0];
-          sum[m][j][1] = sum[m][j][3] = two.at[1];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sum[m][j][i] = four.at[i];
         }
       }
-      const auto multiply = [&](int at, const unsigned (&a)[2][4]) {
+      const auto multiply = [&](int step, const unsigned (&a)[2][4]) {
 #pragma unroll
-        for (int j = 0; j < kSide / 8; ++j) {
-          const auto two = load_pack<2>(candidates + (side + 8 * j + group) * pitch + at * kStepWords + 2 * member);
-          const unsigned b[2] = {two.at[0], two.at[1]};
+        for (int pair = 0; pair < kSide / kFragmentRows; ++pair) {
+          const auto four = load_pack<4>(candidates + (step * kPacks + side / kFragmentRows + pair) * kFragmentWords);
 #pragma unroll
-          for (int m = 0; m < 2; ++m) multiply_halves(sum[m][j], a[m], b);
-        }
-      };
-      multiply(0, kept);
-#pragma unroll 1
-      for (int at = 1; at < steps; ++at) {
-        unsigned a[2][4];
-        load_queries(at, a);
-        multiply(at, a);
-      }
-
-      // Which pairs are left? A lane looks at the smallest sum of each of its rows first. Bit 2 j + c: of sum[m][j][2 h
-      // + c].
-      unsigned left[4];
+          for (int half = 0; half < 2; ++half) {
+            const unsigned b[2] = {four.at[2 * half], four.at[2 * half + 1]};
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int m = r / 2, h = r % 2;
-        const float limit = screen_limit(mine.reach[8 * r + group], tile_error, mine.norms[8 * r + group]);
-        float least = infinity<float>();
-#pragma unroll
-        for (int j = 0; j < kSide / 8; ++j) {
-          least = smaller(least, smaller(sum[m][j][2 * h], sum[m][j][2 * h + 1]));
-        }
-        left[r] = 0;
-        if (!__any_sync(kFullWarp, least < limit)) continue;
-#pragma unroll
-        for (int j = 0; j < kSide / 8; ++j) {
-#pragma unroll
-          for (int c = 0; c < 2; ++c) left[r] |= (sum[m][j][2 * h + c] < limit ? 1u : 0u) << (2 * j + c);
-        }
-      }
-      if (!__any_sync(kFullWarp, (left[0] | left[1] | left[2] | left[3]) != 0)) continue;
-      const int first_place = tile * kTile + side + 2 * member;
-#pragma unroll 1
-      for (int r = 0; r < 4; ++r) {
-        unsigned bits = left[0];
-        left[0] = left[1];  // an index would put the words into local memory
-        left[1] = left[2];
-        left[2] = left[3];
-        const int query = 8 * r + group;
-        while (bits != 0) {
-          const int bit = __ffs(static_cast<int>(bits)) - 1;
-          bits &= bits - 1;
-          const int place = first_place + bit / 2 * 8 + bit % 2;
-          // Values often decide where states do not: a look at the gap spares the queue what both rule out.
-          if (magnitude(mine.values[query] - view.values[place]) < mine.bounds[query]) {
-            mine.queue[atomicAdd(mine.queued, 1)] = {query, place};
+            for (int m = 0; m < 2; ++m) multiply_halves(sum[m][2 * pair + half], a[m], b);
           }
         }
-        mine.drain(kWarp);
+      };
+      if constexpr (Shape::kSteps > 0) {
+#pragma unroll
+        for (int step = 0; step < Shape::kSteps; ++step) multiply(step, kept[step]);
+      } else {
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+          unsigned a[2][4];
+#pragma unroll
+          for (int m = 0; m < 2; ++m) {
+            const auto four = load_pack<4>(operands + (2 * step + m) * kFragmentWords);
+#pragma unroll
+            for (int w = 0; w < 4; ++w) a[m][w] = four.at[w];
+          }
+          multiply(step, a);
+        }
+      }
+
+      // Which pairs are left? A lane looks at the smallest sum of each of its rows first.
+      bool any = false;
+      float limit[4], least[4];
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        limit[r] = mine.limits[8 * r + group];
+        least[r] = smaller(sum[r / 2][0][2 * (r % 2)], sum[r / 2][0][2 * (r % 2) + 1]);
+#pragma unroll
+        for (int j = 1; j < kSide / 8; ++j) {
+          least[r] = smaller(least[r], smaller(sum[r / 2][j][2 * (r % 2)], sum[r / 2][j][2 * (r % 2) + 1]));
+        }
+        any |= least[r] < limit[r];
+      }
+      if (!__any_sync(kFullWarp, any)) continue;
+      // Bit 16 r + 2 j + c: of query 8 r + group and candidate side + 8 j + 2 member + c.
+      unsigned left[2] = {0, 0};
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        if (!(least[r] < limit[r])) continue;
+#pragma unroll
+        for (int j = 0; j < kSide / 8; ++j) {
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            left[r / 2] |= sum[r / 2][j][2 * (r % 2) + c] < limit[r] ? 1u << (16 * (r % 2) + 2 * j + c) : 0u;
+          }
+        }
+      }
+      uint64_t bits = static_cast<uint64_t>(left[1]) << 32 | left[0];
+#pragma unroll 1
+      while (__any_sync(kFullWarp, bits != 0)) {
+        const int bit = bits != 0 ? __ffsll(static_cast<long long>(bits)) - 1 : 0;
+        const int column = bit % 16;
+        const int place = tile * kTile + side + 2 * member + column / 2 * 8 + column % 2;
+        mine.offer(bits != 0, bit / 16 * 8 + group, place);
+        bits &= bits - 1;
       }
     }
-
-    const unsigned tells = __reduce_or_sync(kFullWarp, visit.wants(mine.values[lane], mine.bounds[lane]));
-    if (lane == 0) flags[(step & 1) * warps + warp] = tells;
-    copies_wait();
-    __syncthreads();
-    told = __reduce_or_sync(kFullWarp, lane < warps ? flags[(step & 1) * warps + lane] : 0u);
-    visit.tile = next_tile;
-    tile_error = next_error;
+    ring.leave(mine.values[lane], mine.bounds[lane]);
   }
-  mine.drain(1);
+  mine.compute(mine.queued);
 
-  for (int i = 0; i < kWarp && mine.first + i < view.live; ++i) {
-    view.answer(mine.first + i, mine.values[i], mine.self[i], mine.bounds[i], lane);
-  }
+  const int own = mine.first + lane;
+  view.answer_alone(own, mine.values[lane], mine.self[lane], mine.bounds[lane]);
 }
 
 // --- Host side ------------------------------------------------------------------------------------------------------
@@ -328,49 +467,66 @@ Shadows<T> take_shadows(const KnnProblem<T>& p, int variant, Workspace& workspac
   s.tile = kScreenedVariants[variant < 0 ? 0 : variant].outer;
   s.steps = screen_steps(static_cast<int>(p.dim));
   s.tiles = static_cast<int>((p.refs + s.tile - 1) / s.tile);
-  const int64_t rows = p.batch * s.tiles * s.tile;
   s.centre = workspace.take<T>(p.batch * p.dim);
   s.scale = workspace.take<T>(p.batch);
-  s.rows = workspace.take<unsigned>(rows * shadow_pitch(s.steps));
-  s.norms = workspace.take<float>(rows);
+  s.words = workspace.take<unsigned>(p.batch * s.tiles * shadow_words(s.tile, s.steps));
+  s.norms = workspace.take<float>(p.batch * s.tiles * norm_words(s.tile));
   s.errors = workspace.take<float>(p.batch * s.tiles);
   return s;
 }
 
-// Warps of a block: the most whose shared memory fits, or 0.
+// What a block gets: the most warps whose shared memory fits, then the most stages; no warps where nothing fits.
+struct Division {
+  int warps = 0, stages = 0;
+  size_t bytes = 0;
+};
+
 template <typename Shape, typename T, int kRegisters>
-int warps_for(const KnnProblem<T>& p, const Device& device, size_t* bytes) {
-  const int pitch = shadow_pitch(screen_steps(static_cast<int>(p.dim)));
+Division divide(const KnnProblem<T>& p, const Device& device) {
+  const int steps = screen_steps(static_cast<int>(p.dim));
   for (int warps = Shape::kMaxWarps; warps > 0; warps /= 2) {
-    *bytes = ScreenLayout<Shape, T, kRegisters>(pitch, warps).bytes;
-    if (*bytes <= device.shared_bytes_per_block) return warps;
+    for (int stages = Shape::kMostStages; stages >= Shape::kFewestStages; --stages) {
+      const size_t bytes = ScreenLayout<Shape, T, kRegisters>(steps, warps, stages).bytes;
+      if (bytes <= device.shared_bytes_per_block) return {warps, stages, bytes};
+    }
   }
-  return 0;
+  return {};
 }
 
 template <typename Shape, typename T, int kRegisters>
 Status search(ScreenParameters<T> parameters, const Device& device, cudaStream_t stream) {
   const KnnProblem<T>& p = parameters.problem;
-  size_t bytes = 0;
-  const int warps = warps_for<Shape, T, kRegisters>(p, device, &bytes);
-  if (warps == 0)
+  const Division division = divide<Shape, T, kRegisters>(p, device);
+  const int queries = division.warps * kWarp;
+  if (queries == 0)
     return {"knn_screened_kernel", "a block of this device has too little shared memory for so many dimensions"};
-  parameters.tiles = static_cast<int>((p.queries + warps * kWarp - 1) / (warps * kWarp));
+  parameters.tiles = static_cast<int>((p.queries + queries - 1) / queries);
+  parameters.stages = division.stages;
   const int64_t blocks = p.batch * parameters.tiles;
   if (blocks > INT32_MAX) return {"knn_screened_kernel", kTooManyBlocks};
   return status_of("knn_screened_kernel",
                    launch_kernel(knn_screened_kernel<Shape, T, kRegisters>, dim3(static_cast<unsigned>(blocks)),
-                                 dim3(static_cast<unsigned>(warps * kWarp)), bytes, stream, parameters));
+                                 dim3(static_cast<unsigned>(queries)), division.bytes, stream, parameters));
 }
 
 template <typename T, int kRegisters>
 inline constexpr int kScreens = sizeof(T) == 4 && kRegisters == 1 ? kScreened : kRuledScreened;
 
+// Calls f.operator()<Shape>() for the variant of this number, -1 for the rule's, and the problem's dimensions.
+template <typename T, int kRegisters, typename F>
+void with_shape(int number, int64_t dim, const F& f) {
+  const int steps = screen_steps(static_cast<int>(dim));
+  with_variant<kScreens<T, kRegisters>>(number < 0 ? 0 : number, [&]<int kNumber>() {
+    with_variant<kOwnSteps<T> + 1>(steps <= kOwnSteps<T> ? steps : 0,
+                                   [&]<int kSteps>() { f.template operator()<ScreenShape<kNumber, kSteps>>(); });
+  });
+}
+
 template <typename T, int kRegisters>
 Status search_variant(int number, const ScreenParameters<T>& parameters, const Device& device, cudaStream_t stream) {
   Status status{"launch", kNoSuchVariant};
-  with_variant<kScreens<T, kRegisters>>(number < 0 ? 0 : number, [&]<int kNumber>() {
-    status = search<ScreenShape<kNumber>, T, kRegisters>(parameters, device, stream);
+  with_shape<T, kRegisters>(number, parameters.problem.dim, [&]<typename Shape>() {
+    status = search<Shape, T, kRegisters>(parameters, device, stream);
   });
   return status;
 }
@@ -381,7 +537,7 @@ Status cast_shadows(const ScreenParameters<T>& parameters, cudaStream_t stream) 
   const int dim = static_cast<int>(p.dim);
   SharedLayout spreads, errors;
   spreads.add<T>(kFrameThreads / kWarp);
-  errors.add<float>(parameters.shadows.tile);
+  errors.add<float>(kShadowThreads / kWarp);
   const Status status = status_of(
       "knn_frame_kernel", launch_kernel(knn_frame_kernel<T>, dim3(static_cast<unsigned>(p.batch)), dim3(kFrameThreads),
                                         spreads.bytes(), stream, parameters.refs, dim, parameters.shadows));
@@ -396,10 +552,8 @@ Status cast_shadows(const ScreenParameters<T>& parameters, cudaStream_t stream) 
 template <typename T, int kRegisters>
 int variant_warps(int number, const KnnProblem<T>& p, const Device& device) {
   int warps = 0;
-  size_t bytes = 0;
-  with_variant<kScreens<T, kRegisters>>(number < 0 ? 0 : number, [&]<int kNumber>() {
-    warps = warps_for<ScreenShape<kNumber>, T, kRegisters>(p, device, &bytes);
-  });
+  with_shape<T, kRegisters>(number, p.dim,
+                            [&]<typename Shape>() { warps = divide<Shape, T, kRegisters>(p, device).warps; });
   return warps;
 }
 

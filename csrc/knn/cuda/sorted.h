@@ -62,6 +62,19 @@ __device__ __forceinline__ int first_place(int count, int lane, const Reached& r
   return low;
 }
 
+// The same by one lane alone.
+template <typename Reached>
+__device__ __forceinline__ int first_place(int count, const Reached& reached) {
+  int low = 0;
+  while (count > 0) {  // the answer is in [low, low + count]
+    const int half = count / 2;
+    const bool later = !reached(low + half);
+    low = later ? low + half + 1 : low;
+    count = later ? count - half - 1 : half;
+  }
+  return low;
+}
+
 // One batch entry as a block sees it: its queries are `live` places of the sorted order, from `first_query` on.
 template <typename T>
 struct SortedView {
@@ -110,24 +123,32 @@ struct SortedView {
   // Writes what the caller asked for of the i-th query, whose value and self are as above; a warp works on a query.
   // kth: its k-th smallest key, if there are k candidates.
   __device__ __forceinline__ void answer(int i, T value, int self, T kth, int lane) const {
+    answer_by(i, value, self, kth, lane == 0, [&](const auto& reached) { return first_place(finite, lane, reached); });
+  }
+  // A lane works on a query of its own, which need not exist.
+  __device__ __forceinline__ void answer_alone(int i, T value, int self, T kth) const {
+    answer_by(i, value, self, kth, i < live, [&](const auto& reached) { return first_place(finite, reached); });
+  }
+  template <typename First>
+  __device__ __forceinline__ void answer_by(int i, T value, int self, T kth, bool writes, const First& first) const {
     T radius = not_a_number<T>();
     int64_t count = -1;
     if (is_finite(value) && finite - (self >= 0) >= problem.k) {
       radius = kth;
       count = 0;
       if (radius > 0) {
-        const int begin = first_place(finite, lane, [&](int place) {
+        const int begin = first([&](int place) {
           const T other = values[place];
           return other >= value || value - other < radius;
         });
-        const int end = first_place(finite, lane, [&](int place) {
+        const int end = first([&](int place) {
           const T other = values[place];
           return other > value && !(other - value < radius);
         });
         count = end - begin - (self >= 0 && magnitude(value - values[self]) < radius);
       }
     }
-    if (lane == 0) {
+    if (writes) {
       const int64_t at = entry * problem.queries + order[i];
       if (problem.radius != nullptr) problem.radius[at] = radius;
       if (problem.count != nullptr) problem.count[at] = count;

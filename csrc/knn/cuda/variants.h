@@ -22,8 +22,8 @@ namespace qcse::cuda {
 #endif
 
 // X(warps of a block at most, blocks that share a multiprocessor, candidates staged at a time, candidates that a warp
-// compares with its 32 queries at a time). Blocks of 0: registers for as many as the compiler can let share one without
-// spills, two on sm_90 and one elsewhere; whether shared memory has room for two is another matter.
+// compares with its 32 queries at a time). Blocks of 0: registers for two where shared memory has room for two and the
+// compiler needs no spills, on sm_80 and sm_90 for up to 32 dimensions and neighbours in float32; for one elsewhere.
 #define QCSE_RULED_SCREENED(X) X(8, 0, 128, 64)
 #ifdef QCSE_TUNING
 #define QCSE_TRIED_SCREENED(X)                                           \
