@@ -211,33 +211,38 @@ struct WarpSearch {
     bound_squared[i] = squared_bound(bound[i]);
   }
 
-  // Takes the pairs with complete sums into the lists. first: the warp's first candidate. values: from that candidate
-  // on, NaN where there is none. query_values, self: of this warp's queries; self is -1 for none.
+  // Takes the pairs with complete sums into the lists; the sums are spent afterwards. first: the warp's first candidate.
+  // values: from that candidate on, NaN where there is none. query_values, self: of this warp's queries; self is -1 for
+  // none. In each round a lane offers the nearest of its candidates that are left: after the first round of a search
+  // the bound is the k-th of the lanes' smallest keys, which spares the lists most of the others.
   __device__ __forceinline__ void offer(int first, const T* values, const T* query_values, const int* self, int k) {
     first += lane;
     values += lane;
 #pragma unroll
     for (int i = 0; i < kQ; ++i) {
-      T least = sum[i][0];
-#pragma unroll
-      for (int j = 1; j < kC; ++j) least = smaller(least, sum[i][j]);  // fmin passes over NaN
-      if (!__any_sync(kFullWarp, least < bound_squared[i])) continue;
-      const T query_value = query_values[i];
-      const int query_self = self[i];
 #pragma unroll 1
-      for (int j = 0; j < kC; ++j) {
-        T square = sum[i][0];
+      for (int round = 0; round < kC; ++round) {
+        T least = sum[i][0];
 #pragma unroll
-        for (int other = 1; other < kC; ++other) square = j == other ? sum[i][other] : square;
-        T key = infinity<T>();
-        bool wanted = false;
-        if (square < bound_squared[i]) {
-          const T root = sqrt_rn(square);
-          const T gap = magnitude(query_value - values[j * kWarp]);
-          wanted = root < bound[i] && gap < bound[i] && first + j * kWarp != query_self;  // a gap of NaN is not
-          if (wanted) key = larger(root, gap);
+        for (int j = 1; j < kC; ++j) least = smaller(least, sum[i][j]);  // fmin passes over NaN
+        if (!__any_sync(kFullWarp, least < bound_squared[i])) break;
+        int place = 0;
+        bool found = false;
+#pragma unroll
+        for (int j = 0; j < kC; ++j) {
+          const bool here = !found && sum[i][j] == least;
+          found |= here;
+          place = here ? j * kWarp : place;
+          sum[i][j] = here ? infinity<T>() : sum[i][j];
         }
-        unsigned survivors = __ballot_sync(kFullWarp, wanted);
+        T key = infinity<T>();
+        if (least < bound_squared[i]) {
+          const T root = sqrt_rn(least);
+          const T gap = magnitude(query_values[i] - values[place]);
+          // A gap of NaN is not below the bound.
+          if (root < bound[i] && gap < bound[i] && first + place != self[i]) key = larger(root, gap);
+        }
+        unsigned survivors = __ballot_sync(kFullWarp, key < bound[i]);
         if (survivors == 0) continue;
         if (__popc(survivors) >= kBatch) {
           list[i].merge_sorted(sort_warp(key, lane), lane);
