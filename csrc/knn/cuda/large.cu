@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   constexpr int kQ = Shape::kQueriesPerWarp;
   const KnnProblem<T>& problem = parameters.problem;
   const int thread = static_cast<int>(threadIdx.x);
-  const int warp = thread / kWarp;
+  const int warp = __shfl_sync(kFullWarp, thread / kWarp, 0);  // tells the compiler that it is the same in every lane
   const int lane = thread % kWarp;
   const int group = warp / Shape::kSplits;
   const int split = warp % Shape::kSplits;

@@ -3,7 +3,7 @@
 // value alone rules out all that is left, and the count is two binary searches.
 #pragma once
 #include "base/cuda/device.h"
-#include "knn/digamma.h"
+#include "knn/digamma_table.h"
 #include "launch.h"
 
 namespace qcse::cuda {
@@ -128,12 +128,12 @@ struct SortedView {
       }
     }
     if (lane == 0) {
+      const double share = count < 0 ? 0.0 : digamma_by_table(count + 1) / static_cast<double>(problem.dim);
       const int64_t at = entry * problem.queries + order[i];
       if (problem.radius != nullptr) problem.radius[at] = radius;
       if (problem.count != nullptr) problem.count[at] = count;
       if (problem.entropy != nullptr) {
-        problem.entropy[at] =
-            static_cast<T>(entropy_of(static_cast<double>(radius), count, problem.dim, problem.offset));
+        problem.entropy[at] = static_cast<T>(entropy_with(share, static_cast<double>(radius), problem.offset));
       }
     }
   }
