@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
 
   const SmallLayout<Shape, kRegisters> layout(dim, refs, depth);
   T* const queries = shared_array<T>(layout.queries, static_cast<size_t>(dim) * kQueries);  // [dim][kQueries]
-  T* const query_values = shared_array<T>(layout.query_values, kQueries);  // NaN for what is no query
+  T* const query_values = shared_array<T>(layout.query_values, kQueries);                   // NaN for what is no query
   int* const self = shared_array<int>(layout.self, kQueries);
   T* const values = shared_array<T>(layout.values, layout.padded);
   unsigned* const not_finite = shared_array<unsigned>(layout.not_finite, layout.words);  // a bit for each candidate
@@ -242,8 +242,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     if (problem.radius != nullptr) problem.radius[at + thread] = answer;
     if (problem.count != nullptr) problem.count[at + thread] = count;
     if (problem.entropy != nullptr) {
-      problem.entropy[at + thread] =
-          static_cast<T>(entropy_with(share, static_cast<double>(answer), problem.offset));
+      problem.entropy[at + thread] = static_cast<T>(entropy_with(share, static_cast<double>(answer), problem.offset));
     }
   }
 }
@@ -252,7 +251,7 @@ template <typename Shape, int kRegisters>
 struct SmallKernel {
   using T = typename Shape::T;
 
-  static int64_t blocks(const KnnProblem<T>& p) {
+  static int64_t blocks(const KnnProblem<T>& p, const Device& = {}) {
     return p.batch * ((p.queries + Shape::kQueries - 1) / Shape::kQueries);
   }
   static size_t shared_bytes(const KnnProblem<T>& p) {

@@ -39,7 +39,7 @@ struct TileShape {
   __host__ __device__ static constexpr int stage_for(int depth) { return kTile * pitch_for(depth); }
 };
 
-// Of number kNumber in variants.h. In double precision there are only the three of the rules, of half as many queries,
+// Of number kNumber in variants.h. In double precision there are only those of the rules, of half as many queries,
 // because the registers hold fewer numbers.
 template <typename T, int kNumber>
 using Tile =
@@ -59,19 +59,32 @@ size_t tile_bytes(int number, const KnnProblem<T>& problem) {
   return bytes;
 }
 
-// Launches Kernel<Tile<T, number>, kRegisters>. Without a number: the largest of the rules' three tiles, of 32, 8 and 2
-// queries (in double 16, 4 and 2), that fits and whose grid still gives work to three quarters of the machine; large
-// tiles read the candidates less often, small ones occupy more of the GPU.
-template <template <typename, int> typename Kernel, typename T, int kRegisters, typename... Arguments>
-Status launch_tile(int number, const KnnProblem<T>& problem, const Device& device, const Arguments&... arguments) {
-  if (number < 0) {
-    const auto suits = [&]<int kNumber>() {
-      using K = Kernel<Tile<T, kNumber>, kRegisters>;
-      return K::shared_bytes(problem) <= device.shared_bytes_per_block &&
-             4 * K::blocks(problem) >= 3 * device.multiprocessors;
-    };
-    number = suits.template operator()<0>() ? 0 : suits.template operator()<1>() ? 1 : 2;
+// The rules' choice: the first of their tiles, of 16, 32, 8 and 2 queries (in double 8, 16, 4 and 2), whose blocks
+// occupy three quarters of the machine, as many to a multiprocessor as the tile is made for. Large tiles read the
+// candidates less often, small ones give work to more of the GPU, and of two blocks on a multiprocessor one computes
+// while the other waits.
+template <template <typename, int> typename Kernel, typename T, int kRegisters>
+int tile_by_rule(const KnnProblem<T>& problem, const Device& device) {
+  constexpr size_t kOfSystem = 1024;  // what each block takes of a multiprocessor's shared memory beside its own
+  int number = 0;
+  while (number < kRuledExact - 1) {
+    bool suits = false;
+    with_variant<kRuledExact>(number, [&]<int kNumber>() {
+      using Shape = Tile<T, kNumber>;
+      using K = Kernel<Shape, kRegisters>;
+      suits = Shape::kBlocks * (K::shared_bytes(problem) + kOfSystem) <= device.shared_bytes_per_block + kOfSystem &&
+              4 * K::blocks(problem, device) >= int64_t{3} * Shape::kBlocks * device.multiprocessors;
+    });
+    if (suits) break;
+    ++number;
   }
+  return number;
+}
+
+// Launches Kernel<Tile<T, number>, kRegisters>, or of the tile that the rules choose.
+template <template <typename, int> typename Kernel, typename T, int kRegisters, typename... Arguments>
+Status launch_tile(int number, const KnnProblem<T>& problem, const Device& device, Arguments&&... arguments) {
+  if (number < 0) number = tile_by_rule<Kernel, T, kRegisters>(problem, device);
   Status status{"launch", kNoSuchVariant};
   with_variant<kTiles<T, kRegisters>>(
       number, [&]<int kNumber>() { status = Kernel<Tile<T, kNumber>, kRegisters>::launch(arguments...); });
@@ -130,6 +143,7 @@ struct WarpSearch {
 
   __device__ __forceinline__ void start(int lane_) {
     lane = lane_;
+    clear_sums();
 #pragma unroll
     for (int i = 0; i < kQ; ++i) {
       list[i].clear();
@@ -157,7 +171,8 @@ struct WarpSearch {
     const T* mine[kC];
 #pragma unroll
     for (int j = 0; j < kC; ++j) mine[j] = candidates + (j * kWarp + lane) * pitch;
-#pragma unroll 4
+// As far as the registers allow.
+#pragma unroll(16 / sizeof(T))
     for (int d = 0; d < depth; ++d) {
       const auto q = load_pack<kQ>(queries + d * Shape::kQueries);
 #pragma unroll
@@ -211,10 +226,10 @@ struct WarpSearch {
     bound_squared[i] = squared_bound(bound[i]);
   }
 
-  // Takes the pairs with complete sums into the lists; the sums are spent afterwards. first: the warp's first candidate.
-  // values: from that candidate on, NaN where there is none. query_values, self: of this warp's queries; self is -1 for
-  // none. In each round a lane offers the nearest of its candidates that are left: after the first round of a search
-  // the bound is the k-th of the lanes' smallest keys, which spares the lists most of the others.
+  // Takes the pairs with complete sums into the lists; the sums are spent afterwards. first: the warp's first
+  // candidate. values: from that candidate on, NaN where there is none. query_values, self: of this warp's queries;
+  // self is -1 for none. In each round a lane offers the nearest of its candidates that are left: after the first round
+  // of a search the bound is the k-th of the lanes' smallest keys, which spares the lists most of the others.
   __device__ __forceinline__ void offer(int first, const T* values, const T* query_values, const int* self, int k) {
     first += lane;
     values += lane;
