@@ -36,6 +36,7 @@ size_t sort_bytes(int64_t, int) {
 template <typename Key>
 cudaError_t sort_pairs(void*, size_t, const Key* keys_in, Key* keys_out, const int* rows_in, int* rows_out,
                        int64_t elements, int bits, cudaStream_t) {
+  emulator::library_call();
   // Like CUB, it looks at no other bits of whole numbers.
   const auto seen = [=](Key key) {
     if constexpr (std::is_floating_point_v<Key>) {
