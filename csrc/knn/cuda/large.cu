@@ -119,6 +119,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     }
     const T* const from = tiles + (static_cast<int64_t>(tile) * chunks + chunk) * stage_size;
     T* const to = stages + (step & 1) * stage_size;
+#pragma unroll 2
     for (int e = thread * kVector; e < stage_size; e += Shape::kThreads * kVector) copy_async<16>(to + e, from + e);
     copies_commit();
   };
