@@ -75,11 +75,11 @@ FAULTS = [
         "exchange: the smallest of the bounds", "tile.h", "together = larger(together", "together = smaller(together"
     ),
     Fault(
-        "splits: one of them is left out",
-        "tile.h",
-        "int half = Shape::kSplits / 2; half > 0",
-        "int half = Shape::kSplits / 2; half > 1",
+        "splits: one of them is left out", "tile.h", "for (int s = 0; s < half; ++s)", "for (int s = 1; s < half; ++s)"
     ),
+    Fault("splits: the list of another query", "tile.h", "+ s) * kQ + i) *", "+ s) * kQ) *"),
+    Fault("not finite: no row is looked at", "tile.h", "is_finite(least) ? 0u : 1u << j", "0u"),
+    Fault("not finite: rows beyond the end", "tile.h", "!= 0 && row < exist", "!= 0"),
     Fault("staging: the tail is not cleared", "tile.h", "*to = 0;", ""),
     Fault("staging: one row too many", "tile.h", "if (row < rows) {", "if (row <= rows) {"),
     Fault("staging: vectors although not aligned", "tile.h", " && reinterpret_cast<uintptr_t>(tile) % 16 == 0", ""),
@@ -123,10 +123,10 @@ FAULTS = [
         "counts[counted + i] += sum",
     ),
     Fault(
-        "small: bits of the wrong word",
-        "small.cu",
-        "not_finite[first / 32 + j] = bits",
-        "not_finite[first / 32] = bits",
+        "not finite: bits of the wrong word",
+        "tile.h",
+        "if (lane == 0) words[j] = word",
+        "if (lane == 0) words[0] = word",
     ),
     Fault("small: too few candidates go unnoticed", "small.cu", " && *candidates - self_counts >= k", ""),
     Fault(
@@ -202,9 +202,7 @@ FAULTS = [
         "for (int s = 0; s < splits; ++s)",
         "for (int s = 1; s < splits; ++s)",
     ),
-    Fault(
-        "shared: lists of queries that do not exist", "large.cu", "        if (group * kQ + i >= live) continue;\n", ""
-    ),
+    Fault("shared: lists of queries that do not exist", "large.cu", "} else if (own < live) {", "} else {"),
     Fault(
         "shared: too little room for the lists",
         "large.cu",

@@ -179,27 +179,23 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     chunk = next_chunk;
   }
 
-  search.merge_splits(stages, group, split);
-  if (parameters.lists != nullptr) {
-    if (split == 0) {
+  search.lay_out(stages, group, split);
+  __syncthreads();
+#pragma unroll 1
+  for (int i = split; i < kQ; i += Shape::kSplits) {
+    const SmallestList<T, kRegisters> list = search.taken(stages, group, i);
+    const int own = group * kQ + i;
+    if (parameters.lists == nullptr) {
+      const T kth = list.rank(k - 1);
+      if (lane == 0) radius[own] = kth;
+    } else if (own < live) {
+      const int64_t query = view.entry * problem.queries + view.first_query + own;
+      T* const to = parameters.lists + (query * gridDim.y + blockIdx.y) * kRegisters * kWarp + lane;
 #pragma unroll
-      for (int i = 0; i < kQ; ++i) {
-        if (group * kQ + i >= live) continue;
-        const int64_t query = view.entry * problem.queries + view.first_query + group * kQ + i;
-        T* const to = parameters.lists + (query * gridDim.y + blockIdx.y) * kRegisters * kWarp + lane;
-#pragma unroll
-        for (int r = 0; r < kRegisters; ++r) to[r * kWarp] = search.list[i].at[r];
-      }
-    }
-    return;
-  }
-  if (split == 0) {
-#pragma unroll
-    for (int i = 0; i < kQ; ++i) {
-      const T kth = search.list[i].rank(k - 1);
-      if (lane == 0) radius[group * kQ + i] = kth;
+      for (int r = 0; r < kRegisters; ++r) to[r * kWarp] = list.at[r];
     }
   }
+  if (parameters.lists != nullptr) return;
   __syncthreads();
 
   for (int i = warp; i < live; i += Shape::kWarps) view.answer(i, query_values[i], self[i], radius[i], lane);

@@ -157,11 +157,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     if (complete) {
       const int first = tile * kTile + column;
       if (inspects) {
-#pragma unroll 1
-        for (int j = 0; j < Shape::kCandidatesPerLane; ++j) {
-          const unsigned bits = search.not_finite(j, ref_rows + static_cast<int64_t>(first) * dim, refs - first, dim);
-          if (lane == 0) not_finite[first / 32 + j] = bits;
-        }
+        search.find_not_finite(not_finite + first / 32, ref_rows + static_cast<int64_t>(first) * dim, refs - first,
+                               dim);
       }
       if (alive) {
         search.offer(first, values + first, query_values + group * Shape::kQueriesPerWarp,
@@ -183,14 +180,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     chunk = next_chunk;
   }
 
-  search.merge_splits(stages, group, split);
-  if (split == 0) {
-#pragma unroll
-    for (int i = 0; i < Shape::kQueriesPerWarp; ++i) {
-      const T kth = search.list[i].rank(k - 1);
-      if (lane == 0) radius[group * Shape::kQueriesPerWarp + i] = kth;
-    }
-  }
+  search.lay_out(stages, group, split);
   // From here on a value is NaN exactly where its row is no candidate.
   int finite = 0;
   for (int j = thread; j < static_cast<int>(layout.padded); j += Shape::kThreads) {
@@ -200,6 +190,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   }
   finite = __reduce_add_sync(kFullWarp, finite);
   if (lane == 0) atomicAdd(candidates, finite);
+  __syncthreads();
+#pragma unroll 1
+  for (int i = split; i < Shape::kQueriesPerWarp; i += Shape::kSplits) {
+    const T kth = search.taken(stages, group, i).rank(k - 1);
+    if (lane == 0) radius[group * Shape::kQueriesPerWarp + i] = kth;
+  }
   __syncthreads();
 
   // Counting: a warp takes two queries where there are as many, otherwise a slice of the candidates of one.

@@ -21,6 +21,7 @@ struct TileShape {
   static constexpr int kBlocks = kBlocks_;
   static constexpr int kThreads = kWarps * kWarp;
   static constexpr int kTile = 256;
+  static constexpr int kMostSplits = kTile / kWarp;
   static constexpr int kSplits = kTile / (kWarp * kCandidatesPerLane);  // warps that share a query
   static constexpr int kGroups = kWarps / kSplits;                      // warps that share a candidate
   static constexpr int kQueries = kGroups * kQueriesPerWarp;            // queries of the block
@@ -172,7 +173,7 @@ struct WarpSearch {
 #pragma unroll
     for (int j = 0; j < kC; ++j) mine[j] = candidates + (j * kWarp + lane) * pitch;
 // As far as the registers allow.
-#pragma unroll(16 / sizeof(T))
+#pragma unroll(16 / sizeof(T) / (sizeof(T) == 8 && kRegisters > 1 ? 2 : 1))
     for (int d = 0; d < depth; ++d) {
       const auto q = load_pack<kQ>(queries + d * Shape::kQueries);
 #pragma unroll
@@ -199,26 +200,33 @@ struct WarpSearch {
     return __any_sync(kFullWarp, any);
   }
 
-  // Bit l of the answer: candidate l of the j-th 32 is not finite. A sum that is finite vouches for its row; only where
-  // none is, by overflow or because the queries are not finite, the row itself is looked at. Needs complete sums.
-  // rows: of the warp's first candidate; exist: how many there are from there on.
-  __device__ __forceinline__ unsigned not_finite(int j, const T* rows, int exist, int dim) const {
-    bool doubtful = true;
+  // words: kC of them; bit l of word j becomes whether candidate 32 j + l is not finite. A sum that is finite vouches
+  // for its row; only where none is, by overflow or because the queries are not finite, the row itself is looked at.
+  // Needs complete sums. rows: of the warp's first candidate; exist: how many there are from there on.
+  __device__ __forceinline__ void find_not_finite(unsigned* words, const T* rows, int exist, int dim) const {
+    unsigned doubts = 0;
 #pragma unroll
-    for (int i = 0; i < kQ; ++i) {
+    for (int j = 0; j < kC; ++j) {
+      T least = sum[0][j];
 #pragma unroll
-      for (int other = 0; other < kC; ++other) doubtful &= other != j || !is_finite(sum[i][other]);
+      for (int i = 1; i < kQ; ++i) least = smaller(least, sum[i][j]);
+      doubts |= is_finite(least) ? 0u : 1u << j;
     }
-    unsigned answer = __ballot_sync(kFullWarp, doubtful);
-    if (answer != 0) {
+    if (!__any_sync(kFullWarp, doubts != 0)) {
+      if (lane < kC) words[lane] = 0;
+      return;
+    }
+#pragma unroll 1
+    for (int j = 0; j < kC; ++j) {
       const int row = j * kWarp + lane;
       bool bad = false;
-      if (doubtful && row < exist) {
+      if ((doubts >> j & 1) != 0 && row < exist) {
+#pragma unroll 1
         for (int d = 0; d < dim; ++d) bad |= !is_finite(rows[static_cast<int64_t>(row) * dim + d]);
       }
-      answer = __ballot_sync(kFullWarp, bad);
+      const unsigned word = __ballot_sync(kFullWarp, bad);
+      if (lane == 0) words[j] = word;
     }
-    return answer;
   }
 
   __device__ __forceinline__ void lower_bound_to(int i, T value) {
@@ -292,32 +300,31 @@ struct WarpSearch {
     }
   }
 
-  // Leaves in the warps of split 0 the lists of all splits together. slots: [kGroups][kSplits][kQ][kRegisters][32].
-  // Every thread of the block calls it; each slot is written once.
-  __device__ __forceinline__ void merge_splits(T* slots, int group, int split) {
-    constexpr int kSlot = kQ * kRegisters * kWarp;
-    T* const mine = slots + (group * Shape::kSplits + split) * kSlot + lane;
-#pragma unroll 1
-    for (int half = Shape::kSplits / 2; half > 0; half /= 2) {
-      if (split >= half && split < 2 * half) {
+  // Lays the lists where `taken` finds them after a barrier. slots: [kGroups][kSplits][kQ][kRegisters][32].
+  __device__ __forceinline__ void lay_out(T* slots, int group, int split) const {
+    T* const to = slots + (group * Shape::kSplits + split) * kQ * kRegisters * kWarp + lane;
 #pragma unroll
-        for (int i = 0; i < kQ; ++i) {
+    for (int i = 0; i < kQ; ++i) {
 #pragma unroll
-          for (int r = 0; r < kRegisters; ++r) mine[(i * kRegisters + r) * kWarp] = list[i].at[r];
-        }
-      }
-      __syncthreads();
-      if (split < half) {
-        const T* const partner = mine + half * kSlot;
-#pragma unroll
-        for (int i = 0; i < kQ; ++i) {
-          SmallestList<T, kRegisters> other;
-#pragma unroll
-          for (int r = 0; r < kRegisters; ++r) other.at[r] = partner[(i * kRegisters + r) * kWarp];
-          list[i].merge(other, lane);
-        }
-      }
+      for (int r = 0; r < kRegisters; ++r) to[(i * kRegisters + r) * kWarp] = list[i].at[r];
     }
+  }
+  // The lists of all splits together, of the i-th query of a group.
+  __device__ __forceinline__ SmallestList<T, kRegisters> taken(const T* slots, int group, int i) const {
+    SmallestList<T, kRegisters> all[Shape::kSplits];
+#pragma unroll
+    for (int s = 0; s < Shape::kSplits; ++s) {
+      const T* const from = slots + ((group * Shape::kSplits + s) * kQ + i) * kRegisters * kWarp + lane;
+#pragma unroll
+      for (int r = 0; r < kRegisters; ++r) all[s].at[r] = from[r * kWarp];
+    }
+#pragma unroll
+    for (int level = 2; level <= Shape::kMostSplits; level *= 2) {
+      const int half = Shape::kSplits / level;
+#pragma unroll
+      for (int s = 0; s < half; ++s) all[s].merge(all[s + half], lane);
+    }
+    return all[0];
   }
 };
 
