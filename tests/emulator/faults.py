@@ -199,8 +199,8 @@ FAULTS = [
     Fault(
         "shared: one list is left out",
         "large.cu",
-        "for (int s = 0; s < splits; ++s)",
-        "for (int s = 1; s < splits; ++s)",
+        "if (s + u < splits) {",
+        "if (s + u < splits - 1) {",
     ),
     Fault("shared: lists of queries that do not exist", "large.cu", "} else if (own < live) {", "} else {"),
     Fault(

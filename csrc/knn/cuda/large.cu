@@ -153,10 +153,11 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       search.accumulate(stages + (step & 1) * stage_size + column * pitch,
                         queries + chunk * depth * kQueries + group * kQ,
                         chunk == chunks - 1 ? dim - chunk * depth : depth, pitch);
-      alive = search.alive();
-      if (leaves && alive) {
+      if (leaves) {
         search.offer(tile * kTile + column, values + (visited & 1) * kTile + column, query_values + group * kQ,
                      self + group * kQ, k);
+      } else {
+        alive = search.alive();
       }
     }
     unsigned tells = alive || leaves ? kAlive : 0;
@@ -214,17 +215,29 @@ __global__ void __launch_bounds__(kMergeThreads)
   if (i >= view.live) return;
   const int64_t query = view.entry * parameters.problem.queries + view.first_query + i;
   const T* from = parameters.lists + query * splits * kRegisters * kWarp + lane;
-  SmallestList<T, kRegisters> list;
-  list.clear();
-#pragma unroll 1
-  for (int s = 0; s < splits; ++s) {
-    SmallestList<T, kRegisters> other;
+  constexpr int kAtOnce = 4;  // chains of merges that do not wait for each other
+  SmallestList<T, kRegisters> all[kAtOnce];
 #pragma unroll
-    for (int r = 0; r < kRegisters; ++r) other.at[r] = from[r * kWarp];
-    list.merge(other, lane);
-    from += kRegisters * kWarp;
+  for (int u = 0; u < kAtOnce; ++u) all[u].clear();
+#pragma unroll 1
+  for (int s = 0; s < splits; s += kAtOnce) {
+    SmallestList<T, kRegisters> more[kAtOnce];
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      more[u].clear();
+      if (s + u < splits) {
+#pragma unroll
+        for (int r = 0; r < kRegisters; ++r) more[u].at[r] = from[(u * kRegisters + r) * kWarp];
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) all[u].merge(more[u], lane);
+    from += kAtOnce * kRegisters * kWarp;
   }
-  view.answer(i, view.query_value(i), view.self_of(i), list.rank(static_cast<int>(parameters.problem.k) - 1), lane);
+  all[0].merge(all[1], lane);
+  all[2].merge(all[3], lane);
+  all[0].merge(all[2], lane);
+  view.answer(i, view.query_value(i), view.self_of(i), all[0].rank(static_cast<int>(parameters.problem.k) - 1), lane);
 }
 
 // --- Host side ------------------------------------------------------------------------------------------------------
