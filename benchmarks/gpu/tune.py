@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = {"small": "kSmall", "large": "kLarge", "screened": "kScreened"}
-RULED = {"small": {"16/1/4/4", "16/1/4/1", "16/1/1/1"}, "screened": {"8/0/128/64"}}
+RULED = {"small": {"8/2/4/4", "16/1/4/4", "16/1/4/1", "16/1/1/1"}, "screened": {"8/0/128/64"}}
 RULED["large"] = RULED["small"]
 MARGIN = 1.02
 TEMPLATE = """\

@@ -143,6 +143,7 @@ void emulator_choice(int is_double, const int64_t* sizes, int refs_are_queries, 
 int emulator_variants(int path) { return static_cast<int>(qcse::cuda::variants(kPaths[path]).size()); }
 
 uint64_t emulator_accesses() { return emulator::accesses_so_far(); }
+uint64_t emulator_launches() { return emulator::launches_so_far(); }
 
 int emulator_run_self_kernel(const char* name, int32_t* answer, int elements) {
   return guarded([&] {

@@ -65,6 +65,8 @@ struct Config {
 Config& config();
 
 uint64_t accesses_so_far();  // loads and stores of kernels to device memory, a measure of the work done
+uint64_t launches_so_far();  // kernels, and calls of libraries, each of which counts as one
+void library_call();         // by what stands in for a library
 
 // Device memory: unwritten bytes are known as such, and each allocation has a red zone on either side.
 void* allocate(size_t bytes);

@@ -51,6 +51,7 @@ class Emulator:
         self._library.emulator_error.restype = ctypes.c_char_p
         self._library.emulator_error_kind.restype = ctypes.c_char_p
         self._library.emulator_accesses.restype = ctypes.c_uint64
+        self._library.emulator_launches.restype = ctypes.c_uint64
         self.configure()
 
     def configure(
@@ -127,6 +128,10 @@ class Emulator:
     def accesses(self) -> int:
         """Loads and stores of all kernels so far: a measure of the work done."""
         return int(self._library.emulator_accesses())
+
+    def launches(self) -> int:
+        """Kernels and calls of CUDA's libraries so far."""
+        return int(self._library.emulator_launches())
 
     def self_kernel(self, name: str, elements: int = 256) -> Array:
         """Runs one of the emulator's own kernels and returns its output."""

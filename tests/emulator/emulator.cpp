@@ -443,6 +443,8 @@ void wait_as(Thread::State state) {
 
 Config& config() { return g_config; }
 uint64_t accesses_so_far() { return accesses; }
+uint64_t launches_so_far() { return launch_number; }
+void library_call() { ++launch_number; }
 
 const char* name_of(Kind kind) {
   constexpr const char* kNames[] = {"none",          "barrier divergence", "warp divergence",

@@ -41,7 +41,11 @@ FAULTS = [
     Fault("merge: registers in the wrong order", "smallest.h", "other.at[kRegisters - 1 - r]", "other.at[r]"),
     Fault("merge of sorted keys: not reversed", "smallest.h", "__shfl_xor_sync(kFullWarp, keys, kWarp - 1)", "keys"),
     Fault("offer: half of the warp in the mask", "tile.h", "__any_sync(kFullWarp, least", "__any_sync(0xffffu, least"),
-    Fault("offer: a query is its own neighbour", "tile.h", " && first + j * kWarp != query_self", ""),
+    Fault("offer: a query is its own neighbour", "tile.h", " && first + place != self[i]", ""),
+    Fault("offer: one of the lane's candidates", "tile.h", "round < kC; ++round", "round < 1; ++round"),
+    Fault("offer: equal sums are spent together", "tile.h", "!found && sum[i][j] == least", "sum[i][j] == least"),
+    Fault("offer: sums are not spent", "tile.h", "sum[i][j] = here ? infinity<T>() : sum[i][j];", ""),
+    Fault("offer: the value of another candidate", "tile.h", "place = here ? j * kWarp : place", "place = j * kWarp"),
     Fault("offer: the gap in value is forgotten", "tile.h", "key = larger(root, gap)", "key = root"),
     Fault("offer: candidates without a value are taken", "tile.h", " && gap < bound[i]", ""),
     Fault(
@@ -61,17 +65,17 @@ FAULTS = [
         "exchange: the smallest of the bounds", "tile.h", "together = larger(together", "together = smaller(together"
     ),
     Fault(
-        "splits: one of them is left out",
-        "tile.h",
-        "int half = Shape::kSplits / 2; half > 0",
-        "int half = Shape::kSplits / 2; half > 1",
+        "splits: one of them is left out", "tile.h", "for (int s = 0; s < half; ++s)", "for (int s = 1; s < half; ++s)"
     ),
+    Fault("splits: the list of another query", "tile.h", "+ s) * kQ + i) *", "+ s) * kQ) *"),
+    Fault("not finite: no row is looked at", "tile.h", "is_finite(least) ? 0u : 1u << j", "0u"),
+    Fault("not finite: rows beyond the end", "tile.h", "!= 0 && row < exist", "!= 0"),
     Fault("staging: the tail is not cleared", "tile.h", "*to = 0;", ""),
     Fault("staging: one row too many", "tile.h", "if (row < rows) {", "if (row <= rows) {"),
     Fault("staging: vectors although not aligned", "tile.h", " && reinterpret_cast<uintptr_t>(tile) % 16 == 0", ""),
     Fault("accumulate: pitch forgotten", "tile.h", "(j * kWarp + lane) * pitch", "(j * kWarp + lane) * depth"),
     # The small kernel
-    Fault("small: one value too many", "small.cu", "j < refs ? ref_values[j]", "j <= refs ? ref_values[j]"),
+    Fault("small: one value too many", "small.cu", "if (j < refs) {", "if (j <= refs) {"),
     Fault("small: shared memory short", "small.cu", "shared_bytes(p), stream", "shared_bytes(p) - 128, stream"),
     Fault("small: every chunk as deep as the first", "small.cu", "complete ? dim - chunk * depth : depth", "depth"),
     Fault(
@@ -93,11 +97,15 @@ FAULTS = [
         "counts[thread]",
     ),
     Fault(
-        "small: queries that are not finite, no atomic",
+        "small: a query that is not finite is answered",
         "small.cu",
-        "if (!is_finite(x)) atomicOr(&totals[0], 1u << i)",
-        "if (!is_finite(x)) totals[0] |= 1u << i",
+        "bad ? not_a_number<T>() : value",
+        "value",
     ),
+    Fault("small: candidates without an atomic", "small.cu", "atomicAdd(candidates, finite)", "*candidates += finite"),
+    Fault("small: the share of another count", "small.cu", "shares[count]", "shares[count > 0 ? count - 1 : 0]"),
+    Fault("small: too few shares", "small.cu", "static_cast<size_t>(refs) + 1 : 0", "static_cast<size_t>(refs) : 0"),
+    Fault("digamma: the series from 1 on", "digamma_table.h", "n <= kDigammas ? kDigamma[n - 1] : ", ""),
     Fault(
         "small: counts without an atomic",
         "small.cu",
@@ -105,12 +113,12 @@ FAULTS = [
         "counts[counted + i] += sum",
     ),
     Fault(
-        "small: bits of the wrong word",
-        "small.cu",
-        "not_finite[first / 32 + j] = bits",
-        "not_finite[first / 32] = bits",
+        "not finite: bits of the wrong word",
+        "tile.h",
+        "if (lane == 0) words[j] = word",
+        "if (lane == 0) words[0] = word",
     ),
-    Fault("small: too few candidates go unnoticed", "small.cu", " && candidates >= k", ""),
+    Fault("small: too few candidates go unnoticed", "small.cu", " && *candidates - self_counts >= k", ""),
     Fault(
         "small: slots of the exchange do not take turns",
         "small.cu",
@@ -131,6 +139,65 @@ FAULTS = [
         "large.cu",
         "flags[(step & 1) * Shape::kWarps + warp] = tells",
         "flags[warp] = tells",
+    ),
+    Fault(
+        "large: every chunk as deep as the first", "large.cu", "chunk == chunks - 1 ? dim - chunk * depth", "false ? 0"
+    ),
+    Fault("large: one value too many", "large.cu", "if (j < rows) {", "if (j <= rows) {"),
+    Fault(
+        "large: half of a stage",
+        "large.cu",
+        "e < stage_size; e += Shape::kThreads * kVector",
+        "e < stage_size / 2; e += Shape::kThreads * kVector",
+    ),
+    Fault("stages: one dimension too many", "sorted.cu", "first + d < dim ?", "first + d <= dim ?"),
+    Fault("stages: chunks in one place", "sorted.cu", "    to += kStageRows * pitch;\n", ""),
+    Fault(
+        "stages: the rest of a tile is not cleared",
+        "sorted.cu",
+        "for (int first = 0; first < dim; first += refs.depth)",
+        "for (int first = exists ? 0 : dim; first < dim; first += refs.depth)",
+    ),
+    Fault(
+        "stages: rows that do not exist are read",
+        "sorted.cu",
+        "const bool exists = place < refs.set.count",
+        "const bool exists = place <= refs.set.count",
+    ),
+    Fault(
+        "sort: the entries are not told apart",
+        "sorted.cu",
+        "rows, joint_bits<T>(p.batch), stream",
+        "rows, kValueBits<T>, stream",
+    ),
+    Fault("sort: one bit too few", "sorted.cu", "while (((batch - 1)", "while (((batch - 1) / 2"),
+    Fault("sort: negative values upside down", "sort.h", "(bits & sign) != 0 ? ~bits : bits | sign", "bits ^ sign"),
+    Fault("sort: negative values come back wrong", "sort.h", "bits & ~sign : ~bits", "bits & ~sign : bits"),
+    # Blocks that share queries
+    Fault("shared: the same tiles for all blocks", "large.cu", "static_cast<int>(blockIdx.y));", "0);"),
+    Fault("shared: steps of one tile", "sorted.h", "left = tile - stride;", "left = tile - 1;"),
+    Fault(
+        "shared: tiles beyond home are lost",
+        "sorted.h",
+        "if (tile < 0) tile = turn < tiles ? turn : -1;",
+        "if (tile < 0) tile = -1;",
+    ),
+    Fault(
+        "shared: home of another block", "sorted.h", "home - (home + stride - turn) % stride", "home - home % stride"
+    ),
+    Fault("shared: lists in one place", "large.cu", "(query * gridDim.y + blockIdx.y) *", "query * gridDim.y *"),
+    Fault(
+        "shared: one list is left out",
+        "large.cu",
+        "if (s + u < splits) {",
+        "if (s + u < splits - 1) {",
+    ),
+    Fault("shared: lists of queries that do not exist", "large.cu", "} else if (own < live) {", "} else {"),
+    Fault(
+        "shared: too little room for the lists",
+        "large.cu",
+        "p.batch * p.queries * shared_by *",
+        "p.queries * shared_by *",
     ),
     Fault("sorted: one finite row too few", "sorted.cu", "static_cast<int>(place) + 1", "static_cast<int>(place)"),
     Fault(
@@ -366,7 +433,7 @@ def deletions() -> list[Fault]:
 
 def plant(fault: Fault, tree: Path) -> Path:
     """Returns the faulty file."""
-    (path,) = tree.glob(f"*/cuda/{fault.file}")
+    (path,) = [*tree.glob(f"*/cuda/{fault.file}"), *tree.glob(f"*/{fault.file}")]
     text = path.read_text()
     places = [m.start() for m in re.finditer(re.escape(fault.old), text)]
     if not places or (fault.nth is None and len(places) != 1):

@@ -15,7 +15,10 @@ Verdicts = Iterator[str]
 
 @dataclass
 class Fault:
-    """``old`` occurs once in csrc/*/cuda/``file`` (or ``nth`` names the occurrence, from 0) and becomes ``new``."""
+    """``old`` occurs once in ``file`` of csrc/*/cuda or csrc/* and becomes ``new``.
+
+    ``nth`` names the occurrence, from 0, where there are several.
+    """
 
     name: str
     file: str
@@ -25,16 +28,19 @@ class Fault:
 
 
 def knn(emulator: Emulator, paths: tuple[str, ...] = ("small", "large", "screened")) -> Verdicts:
-    from problems import directed, draw
+    from problems import directed, draw, shared
 
     device = {"multiprocessors": 1, "shared_bytes": 227 * 1024}
-    cases = [(problem, device, what) for what, problem in directed()] + [draw(seed) for seed in range(1000, 1050)]
+    cases = [(problem, device, what) for what, problem in directed()]
+    cases += [(problem, device | {"multiprocessors": 200}, what) for what, problem in shared()]
+    cases += [draw(seed) for seed in range(1000, 1050)]
     for seed, (problem, device, what) in enumerate(cases):
         for path in paths:
             emulator.configure(seed=seed % 7, **device)
             expected = emulator.brute_force(problem)
             got = emulator.knn(problem, path)
-            if not (same_bits(got.radius, expected.radius) and np.array_equal(got.count, expected.count)):
+            right = same_bits(got.radius, expected.radius) and np.array_equal(got.count, expected.count)
+            if not (right and same_bits(got.entropy, expected.entropy)):
                 yield f"{path}, {what}"
 
 
@@ -123,6 +129,7 @@ OF_FOLDERS = ("knn", "bonus", "nets")
 
 def judges_of(file: Path | None) -> list[str]:
     """Names of those that a fault in this file of csrc may show to; None: no fault."""
-    if file is None or file.parent.parent.name not in OF_FOLDERS:
+    folder = "" if file is None else file.parent.name if file.parent.name != "cuda" else file.parent.parent.name
+    if file is None or folder not in OF_FOLDERS:
         return list(OF_FOLDERS)
-    return [OF_FILES.get(file.name, file.parent.parent.name)]
+    return [OF_FILES.get(file.name, folder)]

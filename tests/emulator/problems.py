@@ -175,10 +175,45 @@ def directed() -> list[tuple[str, Problem]]:
             )
         )
 
+    # Several batch entries are sorted together: values of both signs, both zeros, and magnitudes at either end.
+    for dtype in (np.float32, np.float64):
+        least, most = np.finfo(dtype).smallest_subnormal, 0.4 * np.finfo(dtype).max
+        values = rng.choice(np.array([-most, -3, -1, -least, -0.0, 0.0, least, 1, 3, most]), (5, 40)).astype(dtype)
+        values[:, ::2] = rng.standard_normal((5, 20))
+        values[1, 3], values[4, 5] = np.inf, -np.inf
+        found.append(("five entries", Problem(rng.standard_normal((5, 40, 2)).astype(dtype), values, 6)))
+
     # A self that is not finite takes no candidate away: k are left, and k - 1 would be too few.
     states, values = rng.standard_normal((1, 5, 3)), rng.standard_normal((1, 5))
     ref_states, ref_values = rng.standard_normal((1, 5, 3)), rng.standard_normal((1, 5))
     ref_values[0, 2] = np.nan
     self_index = np.array([[2, 2, 0, -1, 2]])
     found.append(("self is not finite", Problem(states, values, 4, ref_states, ref_values, self_index)))
+    return found
+
+
+def shared() -> list[tuple[str, Problem]]:
+    """Few queries and many references, where a device of many multiprocessors lets blocks share the queries."""
+    rng = np.random.default_rng(12)
+    found = []
+    for dtype, queries, refs, dim, k in [
+        (np.float32, 3, 1700, 3, 12),
+        (np.float32, 17, 1030, 26, 5),
+        (np.float64, 2, 1500, 2, 128),
+        (np.float32, 5, 1290, 4, 33),
+        (np.float64, 3, 1025, 13, 7),
+    ]:
+        batch = 2 if k == 5 else 1
+        parts = [rng.standard_normal((batch, n, d)) for n, d in ((queries, dim), (queries, 1), (refs, dim), (refs, 1))]
+        states, values, ref_states, ref_values = (part.astype(dtype) for part in parts)
+        problem = Problem(states, values[..., 0], k, ref_states, ref_values[..., 0])
+        if k in (12, 128):  # every block's share has rows that are not finite, and every query is a reference
+            problem.self_index = rng.integers(0, refs, (batch, queries))
+            for b in range(batch):
+                ref_states[b, problem.self_index[b]], ref_values[b, problem.self_index[b]] = states[b], values[b]
+            ref_states[:, ::7, 0] = np.nan
+        if k == 7:  # a query that is not finite beside others, and neighbours at the ends of the order
+            problem.values[0, 1] = np.nan
+            problem.values[0, 0], problem.values[0, 2] = -2.9, 2.9
+        found.append((f"{queries} queries share {refs} references, k {k}", problem))
     return found

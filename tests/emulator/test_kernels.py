@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 from emulated import Emulator, EmulatorError, Problem, same_bits
-from problems import directed, draw
+from problems import directed, draw, shared
 
 PROBLEMS = int(os.environ.get("QCSE_EMULATED_PROBLEMS", "60"))
 FIRST = int(os.environ.get("QCSE_EMULATED_FIRST", "0"))
@@ -39,6 +39,43 @@ def test_directed_problem(emulator: Emulator, what: str, problem: Problem, path:
     for multiprocessors in (1, 8):
         emulator.configure(seed=multiprocessors, multiprocessors=multiprocessors)
         check(emulator, problem, path, what)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 5, 200])
+@pytest.mark.parametrize(("what", "problem"), shared(), ids=lambda x: x if isinstance(x, str) else "")
+def test_blocks_that_share_queries(emulator: Emulator, what: str, problem: Problem, multiprocessors: int) -> None:
+    tiles = [-1, 0, 3] if problem.k <= 32 and problem.states.dtype == np.float32 else [-1]
+    for variant in tiles:
+        emulator.configure(seed=multiprocessors, multiprocessors=multiprocessors)
+        before = emulator.launches()
+        check(emulator, problem, "large", what, variant)
+        # Two sorts with their keys, the stages, the search, and a merge where there is something to merge; of several
+        # batch entries the values of both sets as well.
+        launches = emulator.launches() - before - (2 if problem.states.shape[0] > 1 else 0)
+        assert launches in (6, 7) and (multiprocessors < 200 or launches == 7)
+
+
+@every_path
+def test_launches_do_not_grow_with_the_batch(emulator: Emulator, path: str) -> None:
+    counts = []
+    for batch in (1, 2, 5):
+        before = emulator.launches()
+        check(emulator, normal(batch, 30, 9, 4, batch=batch), path, f"batch {batch}")
+        counts.append(emulator.launches() - before)
+    assert counts == {"small": [1, 1, 1], "large": [4, 5, 5], "screened": [6, 7, 7]}[path]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dim", [1, 2, 12, 13, 23, 24, 25, 26, 48, 49, 111])
+def test_staged_depths(emulator: Emulator, dim: int, dtype: type) -> None:
+    """One chunk and several, of odd and even depth, the last of them narrower, and a tile that is not full."""
+    rng = np.random.default_rng(dim)
+    problem = normal(dim, 5, dim, 7, dtype, batch=2)
+    problem.ref_states = rng.standard_normal((2, 300, dim)).astype(dtype)
+    problem.ref_values = rng.standard_normal((2, 300)).astype(dtype)
+    for path in ("large", "small"):
+        emulator.configure(seed=dim, multiprocessors=1 + dim % 2 * 7)
+        check(emulator, problem, path, f"dim {dim}")
 
 
 def normal(seed: int, n: int, dim: int, k: int, dtype: type = np.float32, batch: int = 1) -> Problem:
@@ -158,10 +195,10 @@ def test_the_number_of_references_chooses_the_kernel(emulator: Emulator) -> None
 def test_the_search_by_value_skips_tiles(emulator: Emulator) -> None:
     """Where values are far apart and states are close, the gap in value ends the search early."""
     rng = np.random.default_rng(5)
-    refs = 8 * 256
-    problem = normal(5, 20, 24, 2)
+    refs = 16 * 256
+    problem = normal(5, 100, 24, 2)
     problem.ref_states = rng.standard_normal((1, refs, 24)).astype(np.float32)
-    problem.values = rng.uniform(1000, 1010, (1, 20)).astype(np.float32)
+    problem.values = rng.uniform(1000, 1010, (1, 100)).astype(np.float32)
 
     def work(values: np.ndarray) -> int:
         problem.ref_values = values.astype(np.float32)[None]
@@ -169,7 +206,10 @@ def test_the_search_by_value_skips_tiles(emulator: Emulator) -> None:
         check(emulator, problem, "large", "search by value")
         return emulator.accesses() - before
 
-    assert work(np.arange(refs)) < 0.4 * work(np.full(refs, 1005.0))
+    # Each block alone, and two that share the queries, each of which sees two tiles at least.
+    for multiprocessors, share in ((1, 0.4), (7, 0.5)):
+        emulator.configure(multiprocessors=multiprocessors)
+        assert work(np.arange(refs)) < share * work(np.full(refs, 1005.0))
 
 
 VARIANTS = {"small": 16, "large": 16, "screened": 9}

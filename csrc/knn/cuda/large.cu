@@ -1,5 +1,7 @@
 #include "large.h"
 
+#include <algorithm>
+
 #include "sorted.h"
 #include "tile.h"
 
@@ -10,6 +12,8 @@ template <typename Shape, int kRegisters>
 struct LargeLayout {
   using T = typename Shape::T;
   static constexpr size_t kSlots = static_cast<size_t>(Shape::kWarps) * Shape::kQueriesPerWarp * kRegisters * kWarp;
+
+  static_assert(Shape::kTile == kStageRows);
 
   size_t queries, query_values, self, values, stages, bounds, flags, radius, bytes, stage_elements;
 
@@ -34,14 +38,15 @@ struct LargeParameters {
   KnnProblem<T> problem;
   SortedRefs<T> refs;
   SortedSet<T> queries;
-  int tiles = 0;  // blocks a batch entry
-  int depth = 0;
+  int tiles = 0;       // query tiles of a batch entry
+  T* lists = nullptr;  // [batch, queries, splits, kRegisters, 32], where several blocks share the queries
 };
 
 // Beside what a visit asks: the present tile may hold a neighbour, going by the dimensions summed up so far.
 constexpr unsigned kAlive = 4;
 
-// One block for each tile of queries in sorted order: blockIdx.x = batch entry * tiles + tile.
+// gridDim.y blocks for each tile of queries in sorted order: blockIdx.x = batch entry * tiles + tile. They take turns
+// at the candidates' tiles, and leave their lists to knn_merge_kernel.
 template <typename Shape, int kRegisters>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     knn_large_kernel(const LargeParameters<typename Shape::T> parameters) {
@@ -51,14 +56,16 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   constexpr int kQ = Shape::kQueriesPerWarp;
   const KnnProblem<T>& problem = parameters.problem;
   const int thread = static_cast<int>(threadIdx.x);
-  const int warp = thread / kWarp;
+  const int warp = __shfl_sync(kFullWarp, thread / kWarp, 0);  // tells the compiler that it is the same in every lane
   const int lane = thread % kWarp;
   const int group = warp / Shape::kSplits;
   const int split = warp % Shape::kSplits;
   const int dim = static_cast<int>(problem.dim);
   const int k = static_cast<int>(problem.k);
-  const int depth = parameters.depth;
+  const SortedRefs<T>& refs = parameters.refs;
+  const int depth = refs.depth;
   const int pitch = Shape::pitch_for(depth);
+  const int stage_size = Shape::stage_for(depth);
 
   const SortedView<T> view(problem, parameters.refs, parameters.queries, parameters.tiles, kQueries);
   const int live = view.live;
@@ -92,23 +99,33 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   }
 
   const int column = split * kWarp * Shape::kCandidatesPerLane;  // the warp's first candidate within a tile
-  const int chunks = (dim + depth - 1) / depth;
+  const int chunks = refs.chunks;
+  const T* const tiles = refs.stages + view.entry * refs.tiles * chunks * stage_size;
   // Chunk `chunk` of a tile, and with the first chunk the tile's values, to stage `step & 1`. `turn & 1` chooses among
   // the two places for values, which change less often.
   const auto stage = [&](int step, int turn, int tile, int chunk) {
-    const int rows = finite - tile * kTile;
-    const int first_dim = chunk * depth;
+    constexpr int kVector = 16 / sizeof(T);
     if (chunk == 0) {
+      const int rows = finite - tile * kTile;
+#pragma unroll 1
       for (int j = thread; j < kTile; j += Shape::kThreads) {
-        values[(turn & 1) * kTile + j] = j < rows ? view.values[tile * kTile + j] : not_a_number<T>();
+        T* const to = values + (turn & 1) * kTile + j;
+        if (j < rows) {
+          copy_async<sizeof(T)>(to, view.values + tile * kTile + j);
+        } else {
+          *to = not_a_number<T>();
+        }
       }
     }
-    stage_chunk<Shape>(stages + (step & 1) * Shape::stage_for(depth),
-                       view.states + static_cast<int64_t>(tile) * kTile * dim, dim, rows, first_dim,
-                       dim - first_dim < depth ? dim - first_dim : depth, pitch);
+    const T* const from = tiles + (static_cast<int64_t>(tile) * chunks + chunk) * stage_size;
+    T* const to = stages + (step & 1) * stage_size;
+#pragma unroll 2
+    for (int e = thread * kVector; e < stage_size; e += Shape::kThreads * kVector) copy_async<16>(to + e, from + e);
+    copies_commit();
   };
 
-  Visit<T, kTile> visit(view.values, finite, query_values[live / 2], lane);
+  Visit<T, kTile> visit(view.values, finite, query_values[live / 2], lane, static_cast<int>(gridDim.y),
+                        static_cast<int>(blockIdx.y));
   unsigned told = kWantsLeft | kWantsRight | kAlive;
   if (visit.tile >= 0) stage(0, 0, visit.tile, 0);
   copies_wait();
@@ -133,13 +150,14 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       alive = true;
     }
     if (!over && alive) {
-      search.accumulate(stages + (step & 1) * Shape::stage_for(depth) + column * pitch,
+      search.accumulate(stages + (step & 1) * stage_size + column * pitch,
                         queries + chunk * depth * kQueries + group * kQ,
                         chunk == chunks - 1 ? dim - chunk * depth : depth, pitch);
-      alive = search.alive();
-      if (leaves && alive) {
+      if (leaves) {
         search.offer(tile * kTile + column, values + (visited & 1) * kTile + column, query_values + group * kQ,
                      self + group * kQ, k);
+      } else {
+        alive = search.alive();
       }
     }
     unsigned tells = alive || leaves ? kAlive : 0;
@@ -162,40 +180,126 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     chunk = next_chunk;
   }
 
-  search.merge_splits(stages, group, split);
-  if (split == 0) {
+  search.lay_out(stages, group, split);
+  __syncthreads();
+#pragma unroll 1
+  for (int i = split; i < kQ; i += Shape::kSplits) {
+    const SmallestList<T, kRegisters> list = search.taken(stages, group, i);
+    const int own = group * kQ + i;
+    if (parameters.lists == nullptr) {
+      const T kth = list.rank(k - 1);
+      if (lane == 0) radius[own] = kth;
+    } else if (own < live) {
+      const int64_t query = view.entry * problem.queries + view.first_query + own;
+      T* const to = parameters.lists + (query * gridDim.y + blockIdx.y) * kRegisters * kWarp + lane;
 #pragma unroll
-    for (int i = 0; i < kQ; ++i) {
-      const T kth = search.list[i].rank(k - 1);
-      if (lane == 0) radius[group * kQ + i] = kth;
+      for (int r = 0; r < kRegisters; ++r) to[r * kWarp] = list.at[r];
     }
   }
+  if (parameters.lists != nullptr) return;
   __syncthreads();
 
   for (int i = warp; i < live; i += Shape::kWarps) view.answer(i, query_values[i], self[i], radius[i], lane);
+}
+
+constexpr int kMergeThreads = 256;
+constexpr int kMerged = kMergeThreads / kWarp;  // queries of a block
+
+// A warp for each query whose candidates several blocks have shared: blockIdx.x = batch entry * tiles + tile.
+template <typename T, int kRegisters>
+__global__ void __launch_bounds__(kMergeThreads)
+    knn_merge_kernel(const LargeParameters<T> parameters, int tiles, int splits) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int i = static_cast<int>(threadIdx.x) / kWarp;
+  const SortedView<T> view(parameters.problem, parameters.refs, parameters.queries, tiles, kMerged);
+  if (i >= view.live) return;
+  const int64_t query = view.entry * parameters.problem.queries + view.first_query + i;
+  const T* from = parameters.lists + query * splits * kRegisters * kWarp + lane;
+  constexpr int kAtOnce = 4;  // chains of merges that do not wait for each other
+  SmallestList<T, kRegisters> all[kAtOnce];
+#pragma unroll
+  for (int u = 0; u < kAtOnce; ++u) all[u].clear();
+#pragma unroll 1
+  for (int s = 0; s < splits; s += kAtOnce) {
+    SmallestList<T, kRegisters> more[kAtOnce];
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      more[u].clear();
+      if (s + u < splits) {
+#pragma unroll
+        for (int r = 0; r < kRegisters; ++r) more[u].at[r] = from[(u * kRegisters + r) * kWarp];
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) all[u].merge(more[u], lane);
+    from += kAtOnce * kRegisters * kWarp;
+  }
+  all[0].merge(all[1], lane);
+  all[2].merge(all[3], lane);
+  all[0].merge(all[2], lane);
+  view.answer(i, view.query_value(i), view.self_of(i), all[0].rank(static_cast<int>(parameters.problem.k) - 1), lane);
 }
 
 // --- Host side ------------------------------------------------------------------------------------------------------
 template <typename Shape, int kRegisters>
 struct LargeKernel {
   using T = typename Shape::T;
+  // Candidate tiles of a block at least, where several share its queries: fewer would not be worth the merging.
+  static constexpr int64_t kLeastTiles = 2;
+  static constexpr int64_t kMostSplits = 64;
 
   static int64_t tiles(const KnnProblem<T>& p) { return (p.queries + Shape::kQueries - 1) / Shape::kQueries; }
   static size_t shared_bytes(const KnnProblem<T>& p) {
     const int dim = static_cast<int>(p.dim);
     return LargeLayout<Shape, kRegisters>(dim, Shape::depth_for(dim)).bytes;
   }
-  static int64_t blocks(const KnnProblem<T>& p) { return p.batch * tiles(p); }
-  static Status launch(LargeParameters<T> parameters, cudaStream_t stream) {
+  // How many blocks share each tile of queries: as many as the machine has room for at once.
+  static int64_t splits(const KnnProblem<T>& p, const Device& device) {
+    const int64_t room = int64_t{Shape::kBlocks} * device.multiprocessors / (p.batch * tiles(p));
+    const int64_t most = std::min((p.refs + Shape::kTile - 1) / Shape::kTile / kLeastTiles, kMostSplits);
+    return std::max<int64_t>(std::min(room, most), 1);
+  }
+  static int64_t blocks(const KnnProblem<T>& p, const Device& device) { return p.batch * tiles(p) * splits(p, device); }
+  // Elements of the lists that the blocks leave.
+  static int64_t list_elements(const KnnProblem<T>& p, const Device& device) {
+    const int64_t shared_by = splits(p, device);
+    return shared_by > 1 ? p.batch * p.queries * shared_by * kRegisters * kWarp : 0;
+  }
+
+  static Status launch(LargeParameters<T> parameters, const Device& device, Workspace& workspace, cudaStream_t stream) {
     const KnnProblem<T>& p = parameters.problem;
-    if (blocks(p) > INT32_MAX) return {"knn_large_kernel", kTooManyBlocks};
+    const auto by = static_cast<unsigned>(splits(p, device));
+    if (p.batch * tiles(p) > INT32_MAX) return {"knn_large_kernel", kTooManyBlocks};
     parameters.tiles = static_cast<int>(tiles(p));
-    parameters.depth = Shape::depth_for(static_cast<int>(p.dim));
-    return status_of("knn_large_kernel",
-                     launch_kernel(knn_large_kernel<Shape, kRegisters>, dim3(static_cast<unsigned>(blocks(p))),
-                                   dim3(Shape::kThreads), shared_bytes(p), stream, parameters));
+    if (by > 1) parameters.lists = workspace.take<T>(list_elements(p, device));
+    const Status status =
+        status_of("knn_large_kernel", launch_kernel(knn_large_kernel<Shape, kRegisters>,
+                                                    dim3(static_cast<unsigned>(p.batch * tiles(p)), by),
+                                                    dim3(Shape::kThreads), shared_bytes(p), stream, parameters));
+    if (by == 1 || status.error != nullptr) return status;
+    const int64_t merges = (p.queries + kMerged - 1) / kMerged;
+    return status_of(
+        "knn_merge_kernel",
+        launch_kernel(knn_merge_kernel<T, kRegisters>, dim3(static_cast<unsigned>(p.batch * merges)),
+                      dim3(kMergeThreads), 0, stream, parameters, static_cast<int>(merges), static_cast<int>(by)));
   }
 };
+
+template <typename T, int kRegisters>
+int64_t list_elements(const KnnProblem<T>& problem, const Device& device, int number) {
+  int64_t elements = 0;
+  if (number < 0) number = tile_by_rule<LargeKernel, T, kRegisters>(problem, device);
+  with_variant<kTiles<T, kRegisters>>(number, [&]<int kNumber>() {
+    elements = LargeKernel<Tile<T, kNumber>, kRegisters>::list_elements(problem, device);
+  });
+  return elements;
+}
+
+// Of a chunk of the staged references; the same for all variants.
+template <typename T>
+int stage_depth(const KnnProblem<T>& problem) {
+  return Tile<T, 0>::depth_for(static_cast<int>(problem.dim));
+}
 
 }  // namespace
 
@@ -207,9 +311,11 @@ bool large_fits(const KnnProblem<T>& problem, const Device& device, int variant)
 }
 
 template <typename T>
-size_t large_workspace_bytes(const KnnProblem<T>& problem) {
+size_t large_workspace_bytes(const KnnProblem<T>& problem, const Device& device, int variant) {
   Workspace workspace(nullptr);
-  static_cast<void>(SortedProblem<T>(problem, workspace));
+  static_cast<void>(SortedProblem<T>(problem, workspace, stage_depth(problem)));
+  workspace.take<T>(problem.k <= kWarp ? list_elements<T, 1>(problem, device, variant)
+                                       : list_elements<T, 4>(problem, device, variant));
   return workspace.used();
 }
 
@@ -217,18 +323,19 @@ template <typename T>
 Status launch_large(const KnnProblem<T>& problem, const Device& device, void* workspace, cudaStream_t stream,
                     int variant) {
   Workspace pieces(workspace);
-  const SortedProblem<T> sorted(problem, pieces);
+  const SortedProblem<T> sorted(problem, pieces, stage_depth(problem));
   const Status status = sorted.sort(stream);
   if (status.error != nullptr) return status;
   const LargeParameters<T> parameters{problem, sorted.refs, sorted.queries};
-  return problem.k <= kWarp ? launch_tile<LargeKernel, T, 1>(variant, problem, device, parameters, stream)
-                            : launch_tile<LargeKernel, T, 4>(variant, problem, device, parameters, stream);
+  return problem.k <= kWarp
+             ? launch_tile<LargeKernel, T, 1>(variant, problem, device, parameters, device, pieces, stream)
+             : launch_tile<LargeKernel, T, 4>(variant, problem, device, parameters, device, pieces, stream);
 }
 
 template bool large_fits(const KnnProblem<float>&, const Device&, int);
 template bool large_fits(const KnnProblem<double>&, const Device&, int);
-template size_t large_workspace_bytes(const KnnProblem<float>&);
-template size_t large_workspace_bytes(const KnnProblem<double>&);
+template size_t large_workspace_bytes(const KnnProblem<float>&, const Device&, int);
+template size_t large_workspace_bytes(const KnnProblem<double>&, const Device&, int);
 template Status launch_large(const KnnProblem<float>&, const Device&, void*, cudaStream_t, int);
 template Status launch_large(const KnnProblem<double>&, const Device&, void*, cudaStream_t, int);
 

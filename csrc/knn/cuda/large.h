@@ -11,7 +11,7 @@ template <typename T>
 bool large_fits(const KnnProblem<T>& problem, const Device& device, int variant);
 
 template <typename T>
-size_t large_workspace_bytes(const KnnProblem<T>& problem);
+size_t large_workspace_bytes(const KnnProblem<T>& problem, const Device& device, int variant);
 
 template <typename T>
 Status launch_large(const KnnProblem<T>& problem, const Device& device, void* workspace, cudaStream_t stream,

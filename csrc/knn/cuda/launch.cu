@@ -113,7 +113,7 @@ size_t workspace_bytes(const KnnProblem<T>& problem, const Device& device, Choic
   if (!exists(choice)) return 0;  // `launch` says so
   switch (choice.path) {
     case Path::kScreened: return screened_workspace_bytes(problem, choice.variant);
-    case Path::kLarge: return large_workspace_bytes(problem);
+    case Path::kLarge: return large_workspace_bytes(problem, device, choice.variant);
     default: return 0;
   }
 }

@@ -1,6 +1,6 @@
 #include "small.h"
 
-#include "knn/digamma.h"
+#include "knn/digamma_table.h"
 #include "tile.h"
 
 namespace qcse::cuda {
@@ -12,14 +12,15 @@ struct SmallLayout {
   using T = typename Shape::T;
   static constexpr size_t kSlots = static_cast<size_t>(Shape::kWarps) * Shape::kQueriesPerWarp * kRegisters * kWarp;
 
-  size_t queries, query_values, self, values, not_finite, stages, bounds, radius, counts, totals, bytes;
-  size_t padded, words, stage_elements;
+  size_t queries, query_values, self, values, not_finite, stages, bounds, radius, counts, candidates, shares, bytes;
+  size_t padded, words, stage_elements, share_count;
 
   __host__ __device__ SmallLayout(int dim, int refs, int depth) {
     padded = static_cast<size_t>(refs + Shape::kTile - 1) / Shape::kTile * Shape::kTile;
     words = padded / 32;
     const size_t stage = 2 * static_cast<size_t>(Shape::stage_for(depth));
     stage_elements = stage > kSlots ? stage : kSlots;  // the lists are merged where candidates were staged
+    share_count = refs < kDigammas ? static_cast<size_t>(refs) + 1 : 0;
     SharedLayout layout;
     queries = layout.add<T>(static_cast<size_t>(dim) * Shape::kQueries);
     query_values = layout.add<T>(Shape::kQueries);
@@ -30,7 +31,8 @@ struct SmallLayout {
     bounds = layout.add<T>(2 * Shape::kQueries * Shape::kSplits);
     radius = layout.add<T>(Shape::kQueries);
     counts = layout.add<int>(Shape::kQueries);
-    totals = layout.add<unsigned>(2);
+    candidates = layout.add<int>(1);
+    shares = layout.add<double>(share_count);
     bytes = layout.bytes();
   }
 };
@@ -43,7 +45,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   constexpr int kQueries = Shape::kQueries;
   constexpr int kTile = Shape::kTile;
   const int thread = static_cast<int>(threadIdx.x);
-  const int warp = thread / kWarp;
+  const int warp = __shfl_sync(kFullWarp, thread / kWarp, 0);  // tells the compiler that it is the same in every lane
   const int lane = thread % kWarp;
   const int group = warp / Shape::kSplits;
   const int split = warp % Shape::kSplits;
@@ -62,7 +64,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
 
   const SmallLayout<Shape, kRegisters> layout(dim, refs, depth);
   T* const queries = shared_array<T>(layout.queries, static_cast<size_t>(dim) * kQueries);  // [dim][kQueries]
-  T* const query_values = shared_array<T>(layout.query_values, kQueries);
+  T* const query_values = shared_array<T>(layout.query_values, kQueries);                   // NaN for what is no query
   int* const self = shared_array<int>(layout.self, kQueries);
   T* const values = shared_array<T>(layout.values, layout.padded);
   unsigned* const not_finite = shared_array<unsigned>(layout.not_finite, layout.words);  // a bit for each candidate
@@ -70,7 +72,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   T* const bounds = shared_array<T>(layout.bounds, 2 * kQueries * Shape::kSplits);
   T* const radius = shared_array<T>(layout.radius, kQueries);
   int* const counts = shared_array<int>(layout.counts, kQueries);
-  unsigned* const totals = shared_array<unsigned>(layout.totals, 2);  // queries not finite (bits); finite candidates
+  int* const candidates = shared_array<int>(layout.candidates, 1);
+  // digamma(count + 1) / dim of all counts, where they are few: computed while the first candidates are on their way.
+  double* const shares = shared_array<double>(layout.shares, layout.share_count);
 
   const int pitch = Shape::pitch_for(depth);
   const int chunks = (dim + depth - 1) / depth;
@@ -81,35 +85,50 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                        ref_rows + static_cast<int64_t>(tile) * kTile * dim, dim, rows, first_dim,
                        dim - first_dim < depth ? dim - first_dim : depth, pitch);
   };
+#pragma unroll 1
+  for (int j = thread; j < static_cast<int>(layout.padded); j += Shape::kThreads) {
+    if (j < refs) {
+      copy_async<sizeof(T)>(values + j, ref_values + j);
+    } else {
+      values[j] = not_a_number<T>();
+    }
+  }
   stage(0, 0, 0);
 
-  if (thread < 2) totals[thread] = 0;
-  for (int j = thread; j < static_cast<int>(layout.padded); j += Shape::kThreads) {
-    values[j] = j < refs ? ref_values[j] : not_a_number<T>();
+#pragma unroll 1
+  for (int i = warp; i < kQueries; i += Shape::kWarps) {
+    const T value = i < live ? problem.values[at + i] : not_a_number<T>();
+    bool bad = !is_finite(value);
+#pragma unroll 1
+    for (int d = lane; d < dim; d += kWarp) {
+      const T x = i < live ? query_rows[i * dim + d] : T(0);
+      queries[d * kQueries + i] = x;
+      bad |= !is_finite(x);
+    }
+    bad = __any_sync(kFullWarp, bad);
+    if (lane == 0) {
+      query_values[i] = bad ? not_a_number<T>() : value;
+      int64_t own = -1;
+      if (i < live && problem.self_join) own = first_query + i;
+      if (i < live && problem.self_index != nullptr) own = problem.self_index[at + i];
+      self[i] = own >= 0 && own < refs ? static_cast<int>(own) : -1;
+      counts[i] = 0;
+    }
   }
-  __syncthreads();
-  for (int i = thread; i < kQueries; i += Shape::kThreads) {
-    const T value = i < live ? problem.values[at + i] : T(0);
-    query_values[i] = value;
-    counts[i] = 0;
-    if (!is_finite(value)) atomicOr(&totals[0], 1u << i);
-    int64_t own = -1;
-    if (i < live && problem.self_join) own = first_query + i;
-    if (i < live && problem.self_index != nullptr) own = problem.self_index[at + i];
-    self[i] = own >= 0 && own < refs ? static_cast<int>(own) : -1;
-  }
-  for (int e = thread; e < dim * kQueries; e += Shape::kThreads) {
-    const int i = e / dim;
-    const int d = e - i * dim;
-    const T x = i < live ? query_rows[e] : T(0);
-    queries[d * kQueries + i] = x;
-    if (!is_finite(x)) atomicOr(&totals[0], 1u << i);
+  if (thread == 0) *candidates = 0;
+#pragma unroll 1
+  for (int n = thread; n < static_cast<int>(layout.share_count); n += Shape::kThreads) {
+    shares[n] = kDigamma[n] / static_cast<double>(dim);
   }
   copies_wait();
   __syncthreads();
 
   WarpSearch<Shape, kRegisters> search;
   search.start(lane);
+#pragma unroll
+  for (int i = 0; i < Shape::kQueriesPerWarp; ++i) {
+    if (!is_finite(query_values[group * Shape::kQueriesPerWarp + i])) search.close(i);
+  }
   const int steps = static_cast<int>(layout.padded) / kTile * chunks;
   const int column = split * kWarp * Shape::kCandidatesPerLane;  // the warp's first candidate within a tile
   T* group_bounds = bounds + group * Shape::kQueriesPerWarp * Shape::kSplits;
@@ -138,11 +157,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     if (complete) {
       const int first = tile * kTile + column;
       if (inspects) {
-#pragma unroll 1
-        for (int j = 0; j < Shape::kCandidatesPerLane; ++j) {
-          const unsigned bits = search.not_finite(j, ref_rows + static_cast<int64_t>(first) * dim, refs - first, dim);
-          if (lane == 0) not_finite[first / 32 + j] = bits;
-        }
+        search.find_not_finite(not_finite + first / 32, ref_rows + static_cast<int64_t>(first) * dim, refs - first,
+                               dim);
       }
       if (alive) {
         search.offer(first, values + first, query_values + group * Shape::kQueriesPerWarp,
@@ -164,14 +180,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     chunk = next_chunk;
   }
 
-  search.merge_splits(stages, group, split);
-  if (split == 0) {
-#pragma unroll
-    for (int i = 0; i < Shape::kQueriesPerWarp; ++i) {
-      const T kth = search.list[i].rank(k - 1);
-      if (lane == 0) radius[group * Shape::kQueriesPerWarp + i] = kth;
-    }
-  }
+  search.lay_out(stages, group, split);
   // From here on a value is NaN exactly where its row is no candidate.
   int finite = 0;
   for (int j = thread; j < static_cast<int>(layout.padded); j += Shape::kThreads) {
@@ -180,7 +189,13 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     finite += candidate;
   }
   finite = __reduce_add_sync(kFullWarp, finite);
-  if (lane == 0) atomicAdd(&totals[1], static_cast<unsigned>(finite));
+  if (lane == 0) atomicAdd(candidates, finite);
+  __syncthreads();
+#pragma unroll 1
+  for (int i = split; i < Shape::kQueriesPerWarp; i += Shape::kSplits) {
+    const T kth = search.taken(stages, group, i).rank(k - 1);
+    if (lane == 0) radius[group * Shape::kQueriesPerWarp + i] = kth;
+  }
   __syncthreads();
 
   // Counting: a warp takes two queries where there are as many, otherwise a slice of the candidates of one.
@@ -212,18 +227,18 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     const int own = self[thread];
     const T value = query_values[thread];
     const bool self_counts = own >= 0 && is_finite(values[own]);
-    const int candidates = static_cast<int>(totals[1]) - self_counts;
     T answer = not_a_number<T>();
     int64_t count = -1;
-    if ((totals[0] >> thread & 1) == 0 && candidates >= k) {
+    double share = 0;
+    if (is_finite(value) && *candidates - self_counts >= k) {
       answer = radius[thread];
       count = counts[thread] - (self_counts && magnitude(value - values[own]) < answer);
+      share = layout.share_count > 0 ? shares[count] : digamma_by_table(count + 1) / static_cast<double>(dim);
     }
     if (problem.radius != nullptr) problem.radius[at + thread] = answer;
     if (problem.count != nullptr) problem.count[at + thread] = count;
     if (problem.entropy != nullptr) {
-      problem.entropy[at + thread] =
-          static_cast<T>(entropy_of(static_cast<double>(answer), count, problem.dim, problem.offset));
+      problem.entropy[at + thread] = static_cast<T>(entropy_with(share, static_cast<double>(answer), problem.offset));
     }
   }
 }
@@ -232,7 +247,7 @@ template <typename Shape, int kRegisters>
 struct SmallKernel {
   using T = typename Shape::T;
 
-  static int64_t blocks(const KnnProblem<T>& p) {
+  static int64_t blocks(const KnnProblem<T>& p, const Device& = {}) {
     return p.batch * ((p.queries + Shape::kQueries - 1) / Shape::kQueries);
   }
   static size_t shared_bytes(const KnnProblem<T>& p) {

@@ -4,6 +4,7 @@
 #include <cub/device/device_radix_sort.cuh>
 #else
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 #endif
 
@@ -11,49 +12,62 @@ namespace qcse::cuda {
 
 #if defined(__CUDACC__)
 
-template <typename T>
-size_t sort_bytes(int64_t elements) {
+template <typename Key>
+size_t sort_bytes(int64_t elements, int bits) {
   size_t bytes = 0;
-  cub::DeviceRadixSort::SortPairs<T, int>(nullptr, bytes, nullptr, nullptr, nullptr, nullptr, elements);
+  cub::DeviceRadixSort::SortPairs<Key, int>(nullptr, bytes, nullptr, nullptr, nullptr, nullptr, elements, 0, bits);
   return bytes > 0 ? bytes : 1;
 }
 
-template <typename T>
-cudaError_t sort_pairs(void* temporary, size_t temporary_bytes, const T* keys_in, T* keys_out, const int* rows_in,
-                       int* rows_out, int64_t elements, cudaStream_t stream) {
+template <typename Key>
+cudaError_t sort_pairs(void* temporary, size_t temporary_bytes, const Key* keys_in, Key* keys_out, const int* rows_in,
+                       int* rows_out, int64_t elements, int bits, cudaStream_t stream) {
   return cub::DeviceRadixSort::SortPairs(temporary, temporary_bytes, keys_in, keys_out, rows_in, rows_out, elements, 0,
-                                         static_cast<int>(8 * sizeof(T)), stream);
+                                         bits, stream);
 }
 
 #else
 
-template <typename T>
-size_t sort_bytes(int64_t) {
+template <typename Key>
+size_t sort_bytes(int64_t, int) {
   return 1;
 }
 
-template <typename T>
-cudaError_t sort_pairs(void*, size_t, const T* keys_in, T* keys_out, const int* rows_in, int* rows_out,
-                       int64_t elements, cudaStream_t) {
+template <typename Key>
+cudaError_t sort_pairs(void*, size_t, const Key* keys_in, Key* keys_out, const int* rows_in, int* rows_out,
+                       int64_t elements, int bits, cudaStream_t) {
+  emulator::library_call();
+  // Like CUB, it looks at no other bits of whole numbers.
+  const auto seen = [=](Key key) {
+    if constexpr (std::is_floating_point_v<Key>) {
+      return key;
+    } else {
+      return key & ((Key{1} << bits) - 1);
+    }
+  };
   std::vector<int> order(static_cast<size_t>(elements));
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
-  std::stable_sort(order.begin(), order.end(), [=](int a, int b) { return keys_in[a] < keys_in[b]; });
-  std::vector<T> keys;
+  std::stable_sort(order.begin(), order.end(), [=](int a, int b) { return seen(keys_in[a]) < seen(keys_in[b]); });
+  std::vector<Key> keys;
   std::vector<int> rows;
   for (const int i : order) {
     keys.push_back(keys_in[i]);
     rows.push_back(rows_in[i]);
   }
-  emulator::write(keys_out, keys.data(), keys.size() * sizeof(T));
+  emulator::write(keys_out, keys.data(), keys.size() * sizeof(Key));
   emulator::write(rows_out, rows.data(), rows.size() * sizeof(int));
   return cudaSuccess;
 }
 
 #endif
 
-template size_t sort_bytes<float>(int64_t);
-template size_t sort_bytes<double>(int64_t);
-template cudaError_t sort_pairs(void*, size_t, const float*, float*, const int*, int*, int64_t, cudaStream_t);
-template cudaError_t sort_pairs(void*, size_t, const double*, double*, const int*, int*, int64_t, cudaStream_t);
+#define QCSE_SORT(Key)                           \
+  template size_t sort_bytes<Key>(int64_t, int); \
+  template cudaError_t sort_pairs(void*, size_t, const Key*, Key*, const int*, int*, int64_t, int, cudaStream_t);
+QCSE_SORT(float)
+QCSE_SORT(double)
+QCSE_SORT(Joint<float>::Key)
+QCSE_SORT(Joint<double>::Key)
+#undef QCSE_SORT
 
 }  // namespace qcse::cuda

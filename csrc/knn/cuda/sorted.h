@@ -3,8 +3,9 @@
 // value alone rules out all that is left, and the count is two binary searches.
 #pragma once
 #include "base/cuda/device.h"
-#include "knn/digamma.h"
+#include "knn/digamma_table.h"
 #include "launch.h"
+#include "sort.h"
 
 namespace qcse::cuda {
 
@@ -12,17 +13,30 @@ namespace qcse::cuda {
 // One set of points in ascending order of value; rows that are not finite have the key +inf and come last.
 template <typename T>
 struct SortedSet {
-  T* keys = nullptr;     // [batch, rows], as the points came
+  T* keys = nullptr;     // [batch, rows], as the points came; of a single batch entry
   int* rows = nullptr;   // [batch, rows], 0, 1, 2...
   T* values = nullptr;   // [batch, rows], sorted
   int* order = nullptr;  // [batch, rows], the row at each sorted place
   int64_t count = 0;     // rows of a batch entry
+  // Of several batch entries, in place of `keys`: as the points came, and sorted.
+  typename Joint<T>::Key* joint = nullptr;
+  typename Joint<T>::Key* joint_sorted = nullptr;
 };
 
-// The references once more, in sorted order.
+// Of a stage, the piece of the references that a block of the large kernel copies at a time.
+inline constexpr int kStageRows = 256;
+// Lanes read one dimension of consecutive rows: an odd pitch keeps them in different banks.
+__host__ __device__ constexpr int stage_pitch(int depth) { return depth | 1; }
+
+// The references once more, in sorted order: row after row or, if `depth` is not 0, as stages, [batch, tiles, chunks,
+// kStageRows, pitch], which take `depth` dimensions each. What is no finite reference, no dimension or a pitch's rest
+// is 0 there.
 template <typename T>
 struct SortedRefs {
   SortedSet<T> set;
+  T* stages = nullptr;
+  int depth = 0, chunks = 0;
+  int tiles = 0;          // of a batch entry
   T* states = nullptr;    // [batch, stride, dim]
   int64_t stride = 0;     // rows, rounded up so that every batch entry starts at a multiple of 16 bytes
   int* place = nullptr;   // [batch, rows], the sorted place of each row; null where nobody asks
@@ -37,7 +51,8 @@ struct SortedProblem {
   void* sorting = nullptr;
   size_t sorting_bytes = 0;
 
-  SortedProblem(const KnnProblem<T>& problem, Workspace& workspace);
+  // depth: 0 for the references row after row.
+  SortedProblem(const KnnProblem<T>& problem, Workspace& workspace, int depth = 0);
   // Enqueues the sorting.
   Status sort(cudaStream_t stream) const;
 };
@@ -149,12 +164,12 @@ struct SortedView {
       }
     }
     if (writes) {
+      const double share = count < 0 ? 0.0 : digamma_by_table(count + 1) / static_cast<double>(problem.dim);
       const int64_t at = entry * problem.queries + order[i];
       if (problem.radius != nullptr) problem.radius[at] = radius;
       if (problem.count != nullptr) problem.count[at] = count;
       if (problem.entropy != nullptr) {
-        problem.entropy[at] =
-            static_cast<T>(entropy_of(static_cast<double>(radius), count, problem.dim, problem.offset));
+        problem.entropy[at] = static_cast<T>(entropy_with(share, static_cast<double>(radius), problem.offset));
       }
     }
   }
@@ -165,21 +180,25 @@ inline constexpr unsigned kWantsLeft = 1;   // the next tile on the left may hol
 inline constexpr unsigned kWantsRight = 2;  // likewise on the right
 
 // The visit of candidate tiles, which every warp of the block follows in step: the home tile, then the nearer of the
-// next tiles on either side. The far side of a gap stays out of reach, for bounds only fall.
+// next tiles on either side. The far side of a gap stays out of reach, for bounds only fall. Blocks that share queries
+// take turns at the tiles: each visits those whose number leaves the rest `turn` when divided by `stride`.
 template <typename T, int kTile>
 struct Visit {
   const T* values;  // sorted
   int tiles, tile;  // how many; the one at hand, -1 for none
   int left, right;  // the next one on either side
+  int stride;
   T left_edge, right_edge;
 
   // middle: a value among the block's queries, here and below.
-  __device__ __forceinline__ Visit(const T* values_, int finite, T middle, int lane)
-      : values(values_), tiles((finite + kTile - 1) / kTile) {
-    const int home = first_place(finite, lane, [&](int place) { return values[place] >= middle; });
-    tile = home < finite ? home / kTile : tiles - 1;
-    left = tile - 1;
-    right = tile + 1;
+  __device__ __forceinline__ Visit(const T* values_, int finite, T middle, int lane, int stride_ = 1, int turn = 0)
+      : values(values_), tiles((finite + kTile - 1) / kTile), stride(stride_) {
+    const int place = first_place(finite, lane, [&](int place) { return values[place] >= middle; });
+    const int home = place < finite ? place / kTile : tiles - 1;
+    tile = home - (home + stride - turn) % stride;  // the last of the block's own up to there
+    if (tile < 0) tile = turn < tiles ? turn : -1;
+    left = tile - stride;
+    right = tile + stride;
     left_edge = left >= 0 ? values[left * kTile + kTile - 1] : T(0);
     right_edge = right < tiles ? values[right * kTile] : T(0);
   }
@@ -189,7 +208,12 @@ struct Visit {
     const bool may_left = left >= 0 && (wanted & kWantsLeft) != 0;
     const bool may_right = right < tiles && (wanted & kWantsRight) != 0;
     const bool goes_left = may_left && (!may_right || middle - left_edge <= right_edge - middle);
-    const int to = goes_left ? left-- : may_right ? right++ : -1;
+    const int to = goes_left ? left : may_right ? right : -1;
+    if (goes_left) {
+      left -= stride;
+    } else if (may_right) {
+      right += stride;
+    }
     if (goes_left && left >= 0) left_edge = values[left * kTile + kTile - 1];
     if (!goes_left && may_right && right < tiles) right_edge = values[right * kTile];
     return to;

@@ -21,6 +21,7 @@ struct TileShape {
   static constexpr int kBlocks = kBlocks_;
   static constexpr int kThreads = kWarps * kWarp;
   static constexpr int kTile = 256;
+  static constexpr int kMostSplits = kTile / kWarp;
   static constexpr int kSplits = kTile / (kWarp * kCandidatesPerLane);  // warps that share a query
   static constexpr int kGroups = kWarps / kSplits;                      // warps that share a candidate
   static constexpr int kQueries = kGroups * kQueriesPerWarp;            // queries of the block
@@ -39,7 +40,7 @@ struct TileShape {
   __host__ __device__ static constexpr int stage_for(int depth) { return kTile * pitch_for(depth); }
 };
 
-// Of number kNumber in variants.h. In double precision there are only the three of the rules, of half as many queries,
+// Of number kNumber in variants.h. In double precision there are only those of the rules, of half as many queries,
 // because the registers hold fewer numbers.
 template <typename T, int kNumber>
 using Tile =
@@ -59,19 +60,32 @@ size_t tile_bytes(int number, const KnnProblem<T>& problem) {
   return bytes;
 }
 
-// Launches Kernel<Tile<T, number>, kRegisters>. Without a number: the largest of the rules' three tiles, of 32, 8 and 2
-// queries (in double 16, 4 and 2), that fits and whose grid still gives work to three quarters of the machine; large
-// tiles read the candidates less often, small ones occupy more of the GPU.
-template <template <typename, int> typename Kernel, typename T, int kRegisters, typename... Arguments>
-Status launch_tile(int number, const KnnProblem<T>& problem, const Device& device, const Arguments&... arguments) {
-  if (number < 0) {
-    const auto suits = [&]<int kNumber>() {
-      using K = Kernel<Tile<T, kNumber>, kRegisters>;
-      return K::shared_bytes(problem) <= device.shared_bytes_per_block &&
-             4 * K::blocks(problem) >= 3 * device.multiprocessors;
-    };
-    number = suits.template operator()<0>() ? 0 : suits.template operator()<1>() ? 1 : 2;
+// The rules' choice: the first of their tiles, of 16, 32, 8 and 2 queries (in double 8, 16, 4 and 2), whose blocks
+// occupy three quarters of the machine, as many to a multiprocessor as the tile is made for. Large tiles read the
+// candidates less often, small ones give work to more of the GPU, and of two blocks on a multiprocessor one computes
+// while the other waits.
+template <template <typename, int> typename Kernel, typename T, int kRegisters>
+int tile_by_rule(const KnnProblem<T>& problem, const Device& device) {
+  constexpr size_t kOfSystem = 1024;  // what each block takes of a multiprocessor's shared memory beside its own
+  int number = 0;
+  while (number < kRuledExact - 1) {
+    bool suits = false;
+    with_variant<kRuledExact>(number, [&]<int kNumber>() {
+      using Shape = Tile<T, kNumber>;
+      using K = Kernel<Shape, kRegisters>;
+      suits = Shape::kBlocks * (K::shared_bytes(problem) + kOfSystem) <= device.shared_bytes_per_block + kOfSystem &&
+              4 * K::blocks(problem, device) >= int64_t{3} * Shape::kBlocks * device.multiprocessors;
+    });
+    if (suits) break;
+    ++number;
   }
+  return number;
+}
+
+// Launches Kernel<Tile<T, number>, kRegisters>, or of the tile that the rules choose.
+template <template <typename, int> typename Kernel, typename T, int kRegisters, typename... Arguments>
+Status launch_tile(int number, const KnnProblem<T>& problem, const Device& device, Arguments&&... arguments) {
+  if (number < 0) number = tile_by_rule<Kernel, T, kRegisters>(problem, device);
   Status status{"launch", kNoSuchVariant};
   with_variant<kTiles<T, kRegisters>>(
       number, [&]<int kNumber>() { status = Kernel<Tile<T, kNumber>, kRegisters>::launch(arguments...); });
@@ -130,6 +144,7 @@ struct WarpSearch {
 
   __device__ __forceinline__ void start(int lane_) {
     lane = lane_;
+    clear_sums();
 #pragma unroll
     for (int i = 0; i < kQ; ++i) {
       list[i].clear();
@@ -157,7 +172,8 @@ struct WarpSearch {
     const T* mine[kC];
 #pragma unroll
     for (int j = 0; j < kC; ++j) mine[j] = candidates + (j * kWarp + lane) * pitch;
-#pragma unroll 4
+// As far as the registers allow.
+#pragma unroll(16 / sizeof(T) / (sizeof(T) == 8 && kRegisters > 1 ? 2 : 1))
     for (int d = 0; d < depth; ++d) {
       const auto q = load_pack<kQ>(queries + d * Shape::kQueries);
 #pragma unroll
@@ -184,26 +200,33 @@ struct WarpSearch {
     return __any_sync(kFullWarp, any);
   }
 
-  // Bit l of the answer: candidate l of the j-th 32 is not finite. A sum that is finite vouches for its row; only where
-  // none is, by overflow or because the queries are not finite, the row itself is looked at. Needs complete sums.
-  // rows: of the warp's first candidate; exist: how many there are from there on.
-  __device__ __forceinline__ unsigned not_finite(int j, const T* rows, int exist, int dim) const {
-    bool doubtful = true;
+  // words: kC of them; bit l of word j becomes whether candidate 32 j + l is not finite. A sum that is finite vouches
+  // for its row; only where none is, by overflow or because the queries are not finite, the row itself is looked at.
+  // Needs complete sums. rows: of the warp's first candidate; exist: how many there are from there on.
+  __device__ __forceinline__ void find_not_finite(unsigned* words, const T* rows, int exist, int dim) const {
+    unsigned doubts = 0;
 #pragma unroll
-    for (int i = 0; i < kQ; ++i) {
+    for (int j = 0; j < kC; ++j) {
+      T least = sum[0][j];
 #pragma unroll
-      for (int other = 0; other < kC; ++other) doubtful &= other != j || !is_finite(sum[i][other]);
+      for (int i = 1; i < kQ; ++i) least = smaller(least, sum[i][j]);
+      doubts |= is_finite(least) ? 0u : 1u << j;
     }
-    unsigned answer = __ballot_sync(kFullWarp, doubtful);
-    if (answer != 0) {
+    if (!__any_sync(kFullWarp, doubts != 0)) {
+      if (lane < kC) words[lane] = 0;
+      return;
+    }
+#pragma unroll 1
+    for (int j = 0; j < kC; ++j) {
       const int row = j * kWarp + lane;
       bool bad = false;
-      if (doubtful && row < exist) {
+      if ((doubts >> j & 1) != 0 && row < exist) {
+#pragma unroll 1
         for (int d = 0; d < dim; ++d) bad |= !is_finite(rows[static_cast<int64_t>(row) * dim + d]);
       }
-      answer = __ballot_sync(kFullWarp, bad);
+      const unsigned word = __ballot_sync(kFullWarp, bad);
+      if (lane == 0) words[j] = word;
     }
-    return answer;
   }
 
   __device__ __forceinline__ void lower_bound_to(int i, T value) {
@@ -211,33 +234,38 @@ struct WarpSearch {
     bound_squared[i] = squared_bound(bound[i]);
   }
 
-  // Takes the pairs with complete sums into the lists. first: the warp's first candidate. values: from that candidate
-  // on, NaN where there is none. query_values, self: of this warp's queries; self is -1 for none.
+  // Takes the pairs with complete sums into the lists; the sums are spent afterwards. first: the warp's first
+  // candidate. values: from that candidate on, NaN where there is none. query_values, self: of this warp's queries;
+  // self is -1 for none. In each round a lane offers the nearest of its candidates that are left: after the first round
+  // of a search the bound is the k-th of the lanes' smallest keys, which spares the lists most of the others.
   __device__ __forceinline__ void offer(int first, const T* values, const T* query_values, const int* self, int k) {
     first += lane;
     values += lane;
 #pragma unroll
     for (int i = 0; i < kQ; ++i) {
-      T least = sum[i][0];
-#pragma unroll
-      for (int j = 1; j < kC; ++j) least = smaller(least, sum[i][j]);  // fmin passes over NaN
-      if (!__any_sync(kFullWarp, least < bound_squared[i])) continue;
-      const T query_value = query_values[i];
-      const int query_self = self[i];
 #pragma unroll 1
-      for (int j = 0; j < kC; ++j) {
-        T square = sum[i][0];
+      for (int round = 0; round < kC; ++round) {
+        T least = sum[i][0];
 #pragma unroll
-        for (int other = 1; other < kC; ++other) square = j == other ? sum[i][other] : square;
-        T key = infinity<T>();
-        bool wanted = false;
-        if (square < bound_squared[i]) {
-          const T root = sqrt_rn(square);
-          const T gap = magnitude(query_value - values[j * kWarp]);
-          wanted = root < bound[i] && gap < bound[i] && first + j * kWarp != query_self;  // a gap of NaN is not
-          if (wanted) key = larger(root, gap);
+        for (int j = 1; j < kC; ++j) least = smaller(least, sum[i][j]);  // fmin passes over NaN
+        if (!__any_sync(kFullWarp, least < bound_squared[i])) break;
+        int place = 0;
+        bool found = false;
+#pragma unroll
+        for (int j = 0; j < kC; ++j) {
+          const bool here = !found && sum[i][j] == least;
+          found |= here;
+          place = here ? j * kWarp : place;
+          sum[i][j] = here ? infinity<T>() : sum[i][j];
         }
-        unsigned survivors = __ballot_sync(kFullWarp, wanted);
+        T key = infinity<T>();
+        if (least < bound_squared[i]) {
+          const T root = sqrt_rn(least);
+          const T gap = magnitude(query_values[i] - values[place]);
+          // A gap of NaN is not below the bound.
+          if (root < bound[i] && gap < bound[i] && first + place != self[i]) key = larger(root, gap);
+        }
+        unsigned survivors = __ballot_sync(kFullWarp, key < bound[i]);
         if (survivors == 0) continue;
         if (__popc(survivors) >= kBatch) {
           list[i].merge_sorted(sort_warp(key, lane), lane);
@@ -272,32 +300,31 @@ struct WarpSearch {
     }
   }
 
-  // Leaves in the warps of split 0 the lists of all splits together. slots: [kGroups][kSplits][kQ][kRegisters][32].
-  // Every thread of the block calls it; each slot is written once.
-  __device__ __forceinline__ void merge_splits(T* slots, int group, int split) {
-    constexpr int kSlot = kQ * kRegisters * kWarp;
-    T* const mine = slots + (group * Shape::kSplits + split) * kSlot + lane;
-#pragma unroll 1
-    for (int half = Shape::kSplits / 2; half > 0; half /= 2) {
-      if (split >= half && split < 2 * half) {
+  // Lays the lists where `taken` finds them after a barrier. slots: [kGroups][kSplits][kQ][kRegisters][32].
+  __device__ __forceinline__ void lay_out(T* slots, int group, int split) const {
+    T* const to = slots + (group * Shape::kSplits + split) * kQ * kRegisters * kWarp + lane;
 #pragma unroll
-        for (int i = 0; i < kQ; ++i) {
+    for (int i = 0; i < kQ; ++i) {
 #pragma unroll
-          for (int r = 0; r < kRegisters; ++r) mine[(i * kRegisters + r) * kWarp] = list[i].at[r];
-        }
-      }
-      __syncthreads();
-      if (split < half) {
-        const T* const partner = mine + half * kSlot;
-#pragma unroll
-        for (int i = 0; i < kQ; ++i) {
-          SmallestList<T, kRegisters> other;
-#pragma unroll
-          for (int r = 0; r < kRegisters; ++r) other.at[r] = partner[(i * kRegisters + r) * kWarp];
-          list[i].merge(other, lane);
-        }
-      }
+      for (int r = 0; r < kRegisters; ++r) to[(i * kRegisters + r) * kWarp] = list[i].at[r];
     }
+  }
+  // The lists of all splits together, of the i-th query of a group.
+  __device__ __forceinline__ SmallestList<T, kRegisters> taken(const T* slots, int group, int i) const {
+    SmallestList<T, kRegisters> all[Shape::kSplits];
+#pragma unroll
+    for (int s = 0; s < Shape::kSplits; ++s) {
+      const T* const from = slots + ((group * Shape::kSplits + s) * kQ + i) * kRegisters * kWarp + lane;
+#pragma unroll
+      for (int r = 0; r < kRegisters; ++r) all[s].at[r] = from[r * kWarp];
+    }
+#pragma unroll
+    for (int level = 2; level <= Shape::kMostSplits; level *= 2) {
+      const int half = Shape::kSplits / level;
+#pragma unroll
+      for (int s = 0; s < half; ++s) all[s].merge(all[s + half], lane);
+    }
+    return all[0];
   }
 };
 

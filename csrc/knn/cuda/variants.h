@@ -11,11 +11,11 @@ namespace qcse::cuda {
 
 // clang-format off
 // X(warps of a block, blocks that share a multiprocessor, queries a warp, candidates a lane)
-#define QCSE_RULED_EXACT(X) X(16, 1, 4, 4) X(16, 1, 4, 1) X(16, 1, 1, 1)
+#define QCSE_RULED_EXACT(X) X(8, 2, 4, 4) X(16, 1, 4, 4) X(16, 1, 4, 1) X(16, 1, 1, 1)
 #ifdef QCSE_TUNING
 #define QCSE_TRIED_EXACT(X)                                             \
   X(16, 1, 4, 2) X(16, 1, 2, 4) X(16, 1, 2, 2) X(16, 1, 2, 1)           \
-  X(8, 1, 8, 4) X(8, 2, 4, 4) X(8, 2, 4, 2) X(8, 2, 4, 1) X(8, 2, 2, 4) \
+  X(8, 1, 8, 4) X(8, 2, 4, 2) X(8, 2, 4, 1) X(8, 2, 2, 4)               \
   X(8, 2, 2, 2) X(8, 2, 2, 1) X(8, 2, 1, 1) X(4, 4, 4, 4)
 #else
 #define QCSE_TRIED_EXACT(X)
@@ -43,7 +43,7 @@ inline constexpr Variant kScreenedVariants[] = {QCSE_RULED_SCREENED(QCSE_VARIANT
 
 inline constexpr int kExact = static_cast<int>(sizeof(kExactVariants) / sizeof(Variant));
 inline constexpr int kScreened = static_cast<int>(sizeof(kScreenedVariants) / sizeof(Variant));
-inline constexpr int kRuledExact = 3;
+inline constexpr int kRuledExact = 4;
 inline constexpr int kRuledScreened = 1;
 
 inline constexpr const char* kNoSuchVariant = "there is no such variant of this kernel for this dtype and k";
