@@ -9,14 +9,6 @@ namespace qcse::cuda {
 template <typename T>
 inline constexpr int kPack = 16 / static_cast<int>(sizeof(T));
 
-template <int N, typename T>
-__device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& value) {
-#if !defined(__CUDACC__)
-  emulator::require_alignment(p, alignof(Pack<T, N>));
-#endif
-  *reinterpret_cast<Pack<T, N>*>(p) = value;
-}
-
 // torch's max(v, 0): a NaN stays.
 template <typename T>
 __device__ __forceinline__ T relu(T v) {
