@@ -204,7 +204,7 @@ def _radius(words: Tensor) -> Tensor:
     series = series * z + 1 / 3
     log_m = f - s * (f - 2.0 * z * series)
     log_u = e * float.fromhex("0x1.62e4p-1") + (log_m + e * float.fromhex("0x1.7f7d1cp-20"))
-    return (-2.0 * log_u).sqrt()
+    return (-2.0 * log_u).double().sqrt().float()  # torch's own root of a float may be off by its last bit
 
 
 def _round_up(count: int, step: int) -> int:
