@@ -1,9 +1,8 @@
 """Random numbers of S independent streams in one launch: Philox-4x32-10, a counter-based generator.
 
 A stream is a 64-bit key and a counter, the number of blocks of 128 bits that it has used up; block n of a key is a
-function of n and the key alone. So nothing is kept but these two numbers, streams of different keys do not overlap, and
-what a seed draws depends neither on the seeds beside it nor on how a device divides the work. The kernels of all devices
-and the definition give the same bits.
+function of n and the key alone. So nothing is kept but these two numbers, and what a seed draws depends neither on the
+seeds beside it nor on how a device divides the work. The kernels of all devices and the definition give the same bits.
 """
 
 from collections.abc import Sequence
@@ -131,9 +130,7 @@ def random_rows_in_torch(
         )
     some = isinstance(held, Tensor) or (dataset + known if leading is None else known) > 0
     if (leading and dataset == 0) or (not some and leading != count):
-        raise RuntimeError(
-            f"qcse_ext.{function}: there are no rows to draw from (dataset {dataset}, held {known})"
-        )
+        raise RuntimeError(f"qcse_ext.{function}: there are no rows to draw from (dataset {dataset}, held {known})")
     if isinstance(held, Tensor):
         expect(function, "held", held, (), ("keys", keys), torch.float64)
         held = held.long()

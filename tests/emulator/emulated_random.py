@@ -45,7 +45,14 @@ def random(emulator: Emulator, keys: Array, counters: Array, segments: Segments)
 
 
 def random_rows(
-    emulator: Emulator, keys: Array, counters: Array, count: int, dataset: int, held: int, leading: int | None, there: bool
+    emulator: Emulator,
+    keys: Array,
+    counters: Array,
+    count: int,
+    dataset: int,
+    held: int,
+    leading: int | None,
+    there: bool,
 ) -> Array:
     """Row numbers [S, count]; changes the counters. `there`: the number held is read from the device's memory."""
     out = np.full((len(keys), count), -1, np.int64)

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faults_bonus
+import faults_random
 from planted import JUDGES, Fault, judges_of
 
 HERE = Path(__file__).resolve().parent
@@ -314,7 +315,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="faults at a time (default: 2)")
     parser.add_argument("--json", type=Path, help="write the verdicts here")
     arguments = parser.parse_args()
-    faults = [f for f in [*deletions(), *FAULTS, *faults_bonus.FAULTS] if f.name.startswith(tuple(arguments.only))]
+    known = [*deletions(), *FAULTS, *faults_bonus.FAULTS, *faults_random.FAULTS]
+    faults = [fault for fault in known if fault.name.startswith(tuple(arguments.only))]
     for fault in faults:  # before anything is compiled, and of all: does each still fit the source?
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(CSRC, Path(folder) / "csrc")

@@ -79,8 +79,21 @@ def added_bonus(emulator: Emulator) -> Verdicts:
             yield f"rewards of {seeds} x {n}"
 
 
+def random(emulator: Emulator) -> Verdicts:
+    from emulated_random import wrong_numbers, wrong_rows
+
+    yield from wrong_numbers(emulator)
+    yield from wrong_rows(emulator)
+
+
+def buffer(emulator: Emulator) -> Verdicts:
+    from emulated_random import wrong_gathers
+
+    return wrong_gathers(emulator)
+
+
 # Yields what was got wrong. A fault of csrc/base is judged by all.
-JUDGES = {"knn": knn, "bonus": bonus}
+JUDGES = {"knn": knn, "bonus": bonus, "random": random, "buffer": buffer}
 
 
 def judges_of(folder: str) -> list[str]:

@@ -16,8 +16,8 @@ from qcse_ext.random import random, random_rows
 from ..errors import CheckpointError
 
 NAMES = ("initialisation", "sampling", "update", "exploration", "environment")
-# Drawn on the host wherever the numbers go: a run on a GPU begins with the weights of one on a CPU, and environments are
-# only asked for integers.
+# Drawn on the host wherever the numbers go: a run on a GPU begins with the weights of one on a CPU, and environments
+# only ask for integers.
 HOST = ("initialisation", "environment")
 ONLINE = 1  # a further word of the seeds of streams that begin with the online phase
 
