@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from qcse.bench import our_step
 from qcse.config.commands import BenchArgs
+from qcse.learn import streams
 from qcse_ext import registration
 
 # Kernels that an operator of ours launches for a training batch, where there is more than one.
@@ -75,7 +76,8 @@ def as_on_gpu() -> Any:
 def count(algo: str, bonus: str, seeds: int) -> Counter[str]:
     """Operation -> how often, in one online update in float32."""
     shapes = BenchArgs(cuda_graph="off")
-    with mock.patch.object(registration, "has_kernel", has_cuda_kernel):
+    on_gpu = mock.patch.object(registration, "has_kernel", has_cuda_kernel)
+    with on_gpu, mock.patch.object(streams, "by_counter", lambda device: True):
         step = our_step(algo, bonus, seeds, shapes, torch.device("cpu"))
     with as_on_gpu():
         step()  # what happens once only

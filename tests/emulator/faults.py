@@ -23,6 +23,7 @@ from pathlib import Path
 import faults_bonus
 import faults_nets
 import faults_policy
+import faults_random
 from planted import JUDGES, Fault, judges_of
 
 HERE = Path(__file__).resolve().parent
@@ -492,7 +493,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="faults at a time (default: 2)")
     parser.add_argument("--json", type=Path, help="write the verdicts here")
     arguments = parser.parse_args()
-    planned = [*deletions(), *FAULTS, *faults_bonus.FAULTS, *faults_nets.FAULTS, *faults_policy.FAULTS]
+    others = (faults_bonus, faults_nets, faults_policy, faults_random)
+    planned = [*deletions(), *FAULTS, *(fault for module in others for fault in module.FAULTS)]
     faults = [f for f in planned if f.name.startswith(tuple(arguments.only))]
     for fault in faults:  # before anything is compiled, and of all: does each still fit the source?
         with tempfile.TemporaryDirectory() as folder:

@@ -87,6 +87,19 @@ def added_bonus(emulator: Emulator) -> Verdicts:
             yield f"rewards of {seeds} x {n}"
 
 
+def random(emulator: Emulator) -> Verdicts:
+    from emulated_random import wrong_numbers, wrong_rows
+
+    yield from wrong_numbers(emulator)
+    yield from wrong_rows(emulator)
+
+
+def buffer(emulator: Emulator) -> Verdicts:
+    from emulated_random import wrong_gathers
+
+    return wrong_gathers(emulator)
+
+
 def nets(emulator: Emulator) -> Verdicts:
     yield from layers(emulator)
     yield from policies(emulator)
@@ -120,11 +133,13 @@ JUDGES = {
     "screened": partial(knn, paths=("screened",)),
     "bonus": bonus,
     "nets": nets,
+    "random": random,
+    "buffer": buffer,
 }
 # Of a file that one kernel alone includes; otherwise the folder's, and all of them for csrc/base.
 OF_FILES = {"small.cu": "small", "large.cu": "large"}
 OF_FILES |= dict.fromkeys(("screened.cu", "screen.h", "warp_queries.h"), "screened")
-OF_FOLDERS = ("knn", "bonus", "nets")
+OF_FOLDERS = ("knn", "bonus", "nets", "random", "buffer")
 
 
 def judges_of(file: Path | None) -> list[str]:

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qcse_ext.transitions import gather_transitions
+
 from .streams import Streams
 
 NO_RETURN = float("-inf")  # a Monte-Carlo return that is not known (yet): it bounds nothing
@@ -72,14 +74,13 @@ class ReplayBuffer:
     ) -> None:
         tail = {"observations": (state_dim,), "next_observations": (state_dim,), "actions": (action_dim,)}
         empty = {c: torch.empty(0, *tail.get(c, ())) for c in COLUMNS}
-        self.dataset = {c: t.to(device) for c, t in (dataset or empty).items()}
+        self.dataset = {c: t.to(device).contiguous() for c, t in (dataset or empty).items()}
         # empty, not zeros: pages of a large buffer are taken from the system only once they are filled.
         self.online = {c: torch.empty(seeds, capacity, *tail.get(c, ()), device=device) for c in COLUMNS}
         self.dataset_size = len(self.dataset["rewards"])
         self.seeds, self.capacity, self.device = seeds, capacity, device
         self.added = 0  # transitions ever added, per seed
         self._held: Tensor | None = None  # `size` as a float64 scalar on the device
-        self._seed_index = torch.arange(seeds, device=device).unsqueeze(1)
 
     @property
     def size(self) -> int:
@@ -107,18 +108,10 @@ class ReplayBuffer:
 
     def gather(self, index: Tensor) -> Batch:
         """Transitions [S, B, ...] by global row number [S, B]."""
-        online = index >= self.dataset_size
-        if self.size == 0:
-            columns = {c: t[index] for c, t in self.dataset.items()}
-        else:
-            slot = (index - self.dataset_size).clamp_(min=0)
-            columns = {c: t[self._seed_index, slot] for c, t in self.online.items()}
-            if self.dataset_size > 0:
-                row = index.clamp(max=self.dataset_size - 1)
-                for name, value in columns.items():
-                    mask = online.view(*online.shape, *[1] * (value.dim() - 2))
-                    columns[name] = torch.where(mask, value, self.dataset[name][row])
-        return Batch(**columns, index=index, online=online)
+        columns, online = gather_transitions(
+            [self.dataset[c] for c in COLUMNS], [self.online[c] for c in COLUMNS], index
+        )
+        return Batch(**dict(zip(COLUMNS, columns, strict=True)), index=index, online=online)
 
     def sample(self, streams: Streams, batch_size: int, offline_fraction: float | None) -> Batch:
         """Uniform draws with replacement, from the 'sampling' stream.
@@ -128,13 +121,7 @@ class ReplayBuffer:
                 rows taken together. Where one of the two is empty, all rows come from the other.
         """
         offline = self.leading_offline(batch_size, offline_fraction)
-        if offline is None:
-            return self.gather(streams.integers("sampling", self.dataset_size + self.held, (batch_size,)))
-        parts = [
-            streams.integers("sampling", self.dataset_size, (offline,)),
-            streams.integers("sampling", self.held, (batch_size - offline,)) + self.dataset_size,
-        ]
-        return self.gather(torch.cat(parts, dim=1))
+        return self.gather(streams.rows("sampling", batch_size, self.dataset_size, self.held, offline))
 
     def leading_offline(self, batch_size: int, offline_fraction: float | None) -> int | None:
         """How many rows at the head of a batch of `sample` are the dataset's; None: all rows are drawn alike."""
@@ -144,7 +131,7 @@ class ReplayBuffer:
 
     def sample_online(self, streams: Streams, count: int) -> Tensor:
         """`count` global row numbers [S, count] of online transitions, uniform with replacement."""
-        return streams.integers("sampling", self.held, (count,)) + self.dataset_size
+        return streams.rows("sampling", count, self.dataset_size, self.held, leading=0)
 
     def all_online(self) -> Tensor:
         """Global row numbers [S, size] of every online transition."""

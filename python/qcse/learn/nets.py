@@ -17,6 +17,8 @@ from qcse_ext.nets.actor_critic import gaussian_head
 from qcse_ext.nets.critic import critic_mlp, critic_values
 from qcse_ext.nets.mlp import Norm, mlp
 
+from .streams import Generators
+
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
 
@@ -26,7 +28,8 @@ class BatchedMLP(nn.Module):
     Args:
         sizes: input size, hidden sizes, output size.
         generators: one generator per seed; the M = S * members networks are drawn seed by seed, so that the
-            weights of seed s depend on its own generator alone.
+            weights of seed s depend on its own generator alone. They are moved to the generators' device, which for
+            those of `Streams` may be another than where they draw.
         members: networks per seed.
         orthogonal: orthogonal weights with gain sqrt(2) and zero biases in every layer. Otherwise
             torch.nn.Linear's uniform law, and Xavier's with gain 0.01 for the weights of the last layer (what
@@ -47,15 +50,15 @@ class BatchedMLP(nn.Module):
         self.biases = nn.ParameterList()
         self.norm_scales = nn.ParameterList()
         self.norm_shifts = nn.ParameterList()
-        layers = list(itertools.pairwise(sizes))
+        layers, device = list(itertools.pairwise(sizes)), device_of(generators)
         nets = [
             [_draw_linear(i, o, n + 1 == len(layers), orthogonal, g) for n, (i, o) in enumerate(layers)]
             for g in generators
             for _ in range(members)
         ]
         for layer in range(len(layers)):
-            self.weights.append(nn.Parameter(torch.stack([net[layer][0] for net in nets])))
-            self.biases.append(nn.Parameter(torch.stack([net[layer][1] for net in nets])))
+            self.weights.append(nn.Parameter(torch.stack([net[layer][0] for net in nets]).to(device)))
+            self.biases.append(nn.Parameter(torch.stack([net[layer][1] for net in nets]).to(device)))
             if layer_norm and layer + 1 < len(layers):
                 self.norm_scales.append(nn.Parameter(torch.ones_like(self.biases[-1])))
                 self.norm_shifts.append(nn.Parameter(torch.zeros_like(self.biases[-1])))
@@ -77,6 +80,11 @@ class BatchedMLP(nn.Module):
         """[M, rows, in] -> [M, rows, out]."""
         weights, biases, norms = self.layers()
         return mlp(x, weights, biases, norms=norms)
+
+
+def device_of(generators: Sequence[torch.Generator]) -> torch.device:
+    """Where what they draw belongs."""
+    return generators.device if isinstance(generators, Generators) else generators[0].device
 
 
 def _draw_linear(
@@ -114,7 +122,7 @@ class TanhGaussianPolicy(nn.Module):
         super().__init__()
         self.action_dim = action_dim
         self.net = BatchedMLP([state_dim, *hidden, 2 * action_dim], generators, 1, orthogonal, layer_norm)
-        shape, device = (len(generators), 1, 1), generators[0].device
+        shape, device = (len(generators), 1, 1), device_of(generators)
         self.log_std_multiplier = nn.Parameter(torch.full(shape, 1.0, device=device))
         self.log_std_offset = nn.Parameter(torch.full(shape, -1.0, device=device))
 
@@ -154,7 +162,7 @@ class GaussianPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.net = BatchedMLP([state_dim, *hidden, action_dim], generators, 1, orthogonal, layer_norm)
-        self.log_std = nn.Parameter(torch.zeros(len(generators), 1, action_dim, device=generators[0].device))
+        self.log_std = nn.Parameter(torch.zeros(len(generators), 1, action_dim, device=device_of(generators)))
         self.bounded = bounded
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:

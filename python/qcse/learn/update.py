@@ -2,8 +2,8 @@
 
 A CUDA graph replays launches with the pointers and the numbers of its capture. What the host decides anew at each
 update is therefore kept out of it: an update whose operations differ (the policy's turn, the online phase, ...) has a
-graph of its own, sizes and weights that move lie in device tensors, generators are registered with the graph, and the
-host's own counters are moved beside each replay.
+graph of its own, sizes and weights that move lie in device tensors, random streams count on the device, and the host's
+own counters are moved beside each replay.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Graph(Protocol):
 
 
 class CudaGraph:
-    """A CUDA graph whose random numbers come from the given generators."""
+    """A CUDA graph. Torch's generators that it draws from must be given; counted streams are tensors like others."""
 
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
         self.graph = torch.cuda.CUDAGraph()
@@ -70,7 +70,7 @@ class UpdateStep:
     Args:
         config: the run's options.
         agent, buffer, reward, streams: what is trained, from what.
-        make_graph: makes a graph from the generators that it draws from; None runs every update eagerly.
+        make_graph: makes a graph, given torch's generators that it draws from; None runs every update eagerly.
     """
 
     def __init__(

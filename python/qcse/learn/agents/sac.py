@@ -211,8 +211,7 @@ class SAC:
 
     def draw_noise(self, streams: Streams, batch_size: int) -> Noise:
         """Every random number of one update, from the 'update' stream."""
-        laws = {"normal": streams.normal, "uniform": lambda name, shape: streams.uniform(name, shape, -1.0, 1.0)}
-        return {name: laws[law]("update", shape) for name, (law, shape) in self.noise_shapes(batch_size).items()}
+        return streams.draw("update", self.noise_shapes(batch_size))
 
     def update(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """One gradient step of everything; returns metrics [S] on the device."""
