@@ -143,7 +143,7 @@ def directed() -> Iterator[tuple[str, Problem]]:
         for shape in ((1, 1, 1), (2, 7, 6), (1, 256, 6), (3, 100, 3)):
             yield f"head {shape} {name}", heads(dtype, *shape)
         yield f"head with NaN {name}", heads(dtype, 3, 5, 2, nans=True)
-        for shape in ((1, 1, 1, 1), (2, 2, 70, 10), (1, 10, 5, 1), (3, 2, 50, 3)):
+        for shape in ((1, 1, 1, 1), (2, 2, 70, 10), (1, 10, 5, 1), (3, 2, 50, 3), (2, 1, 300, 2)):
             yield f"target {shape} {name}", targets(dtype, *shape)
         yield f"target without entropy {name}", targets(dtype, 2, 3, 40, 4, entropy=False)
         for shape in ((1, 1, 1), (2, 2, 256), (3, 10, 70), (1, 4, 300)):

@@ -19,12 +19,13 @@ __device__ __forceinline__ T least_of(const T* numbers, int64_t count, int64_t s
   return least;
 }
 
+// `parts` blocks for each seed.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) bellman_target_kernel(BellmanTarget<T> t) {
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (at >= t.seeds * t.states) return;
-  const int64_t seed = quotient(at, t.states), each = t.states * t.actions;
-  const T* const values = t.values + seed * t.members * each + (at - seed * t.states) * t.actions;
+__global__ void __launch_bounds__(kThreads) bellman_target_kernel(BellmanTarget<T> t, unsigned parts) {
+  const int64_t seed = blockIdx.x / parts, state = static_cast<int64_t>(blockIdx.x % parts) * kThreads + threadIdx.x;
+  if (state >= t.states) return;
+  const int64_t at = seed * t.states + state, each = t.states * t.actions;
+  const T* const values = t.values + seed * t.members * each + state * t.actions;
   T best = 0;
   int64_t which = 0;
   for (int64_t j = 0; j < t.actions; ++j) {
@@ -94,11 +95,11 @@ __global__ void __launch_bounds__(kThreads) actor_loss_backward_kernel(ActorLoss
 
 template <typename T>
 Status bellman_target(const BellmanTarget<T>& t, void* stream) {
-  const unsigned blocks = blocks_for(t.seeds * t.states, kThreads);
-  if (blocks == 0) return {"bellman_target", kTooManyBlocks};
+  const unsigned parts = blocks_for(t.states, kThreads), blocks = blocks_for(t.seeds * parts, 1);
+  if (parts == 0 || blocks == 0) return {"bellman_target", kTooManyBlocks};
   const CaptureRelaxed relaxed;
-  return status_of("bellman_target",
-                   launch_kernel(bellman_target_kernel<T>, blocks, kThreads, 0, static_cast<cudaStream_t>(stream), t));
+  return status_of("bellman_target", launch_kernel(bellman_target_kernel<T>, blocks, kThreads, 0,
+                                                   static_cast<cudaStream_t>(stream), t, parts));
 }
 
 template <typename T>
