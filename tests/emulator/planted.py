@@ -51,14 +51,18 @@ def bonus(emulator: Emulator) -> Verdicts:
 
 def batch_entropy(emulator: Emulator) -> Verdicts:
     import emulated_bonus
-    from problems_bonus import directed, draw
+    from problems_bonus import directed, draw, normal
 
     device = {"multiprocessors": 8, "shared_bytes": 227 * 1024}
     cases = [(b, device, what) for what, b in directed()] + [draw(seed) for seed in range(2000, 2040)]
-    for seed, (b, device, what) in enumerate(cases):
+    schedules = [seed % 7 for seed in range(len(cases))]
+    # Whether a seed's last block has waited for the others shows in few schedules.
+    cases += [(normal(1, 70, 1, 1, seeds=2), device, "many schedules")] * 80
+    schedules += [2 + 3 * i for i in range(80)]  # three blocks at a time
+    for schedule, (b, device, what) in zip(schedules, cases, strict=True):
         expected = emulated_bonus.cpu_batch_entropy(emulator, b)
         for tables in ("shared", "workspace"):
-            emulator.configure(seed=seed % 7, **device)
+            emulator.configure(seed=schedule, **device)
             got = emulated_bonus.batch_entropy(emulator, b, tables=tables)
             for f in fields(got):
                 one, two = getattr(got, f.name), getattr(expected, f.name)

@@ -311,12 +311,13 @@ __global__ void __launch_bounds__(kPrepareThreads, 1)
         return rows.at(place < distinct ? static_cast<int>(tables.flags[place]) : 0, first + c);
       },
       [&](int place, int c, T x) {
-        const T standardised = place < distinct ? div_rn(x - mean[c], spread[c]) : not_a_number<T>();
-        if (first + c < dim) {
-          points[static_cast<int64_t>(place) * dim + first + c] = div_rn(standardised, divisor);
-        } else {
-          values[place] = standardised;
+        const bool state = first + c < dim;
+        T point = not_a_number<T>();
+        if (place < distinct) {
+          point = div_rn(x - mean[c], spread[c]);
+          if (state) point = div_rn(point, divisor);
         }
+        (state ? points[static_cast<int64_t>(place) * dim + first + c] : values[place]) = point;
       });
   if (part != 0) return;
   for (int row = thread; row < n; row += kPrepareThreads) {
