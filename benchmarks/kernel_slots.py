@@ -89,16 +89,8 @@ def find_disassembler(nvcc: str) -> list[str]:
     sys.exit("kernel_slots: neither nvdisasm nor cuobjdump was found; install one and name its folder by CUDA_TOOLS")
 
 
-def disassemble(nvcc: str, csrc: Path, source: str, architecture: str) -> dict[str, Function]:
-    """The source's kernels by their readable names."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = f"{folder}/{source}.cubin"
-        target = f"arch=compute_{architecture},code=sm_{architecture}"
-        command = [nvcc, *FLAGS, f"-I{csrc}", "-gencode", target, "-cubin", "-o", cubin]
-        done = subprocess.run([*command, str(csrc / "knn" / "cuda" / f"{source}.cu")], capture_output=True, text=True)
-        if done.returncode != 0:
-            sys.exit(f"kernel_slots: {source}.cu does not compile\n{done.stderr}")
-        text = subprocess.run([*find_disassembler(nvcc), cubin], capture_output=True, text=True, check=True).stdout
+def functions_in(text: str) -> dict[str, Function]:
+    """A disassembly's kernels by their readable names."""
     functions: dict[str, Function] = {}
     present = Function()
     for line in text.splitlines():
@@ -110,6 +102,19 @@ def disassemble(nvcc: str, csrc: Path, source: str, architecture: str) -> dict[s
             present.code.append((int(found[1], 16), found[2], found[3]))
     names = readable(list(functions))
     return {names[mangled]: function for mangled, function in functions.items()}
+
+
+def disassemble(nvcc: str, csrc: Path, source: str, architecture: str) -> dict[str, Function]:
+    """The source's kernels by their readable names."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = f"{folder}/{source}.cubin"
+        target = f"arch=compute_{architecture},code=sm_{architecture}"
+        command = [nvcc, *FLAGS, f"-I{csrc}", "-gencode", target, "-cubin", "-o", cubin]
+        done = subprocess.run([*command, str(csrc / "knn" / "cuda" / f"{source}.cu")], capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"kernel_slots: {source}.cu does not compile\n{done.stderr}")
+        text = subprocess.run([*find_disassembler(nvcc), cubin], capture_output=True, text=True, check=True).stdout
+    return functions_in(text)
 
 
 def kind_of(opcode: str) -> str:

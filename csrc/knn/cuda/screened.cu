@@ -342,7 +342,7 @@ __global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, kBlocks<Shape, kRegis
 
   // The queries' operands, -2 times their shadows: of all steps in registers, or in shared memory.
   constexpr int kKept = Shape::kSteps > 0 ? Shape::kSteps : 1;
-  unsigned kept[kKept][2][4];
+  unsigned kept[kKept][2][4] = {};
   unsigned* const operands =
       shared_array<unsigned>(layout.operands, static_cast<size_t>(warps) * layout.operand_words) +
       warp * layout.operand_words + 4 * lane;
