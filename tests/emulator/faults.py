@@ -68,7 +68,12 @@ FAULTS = [
     Fault(
         "splits: one of them is left out", "tile.h", "for (int s = 0; s < half; ++s)", "for (int s = 1; s < half; ++s)"
     ),
-    Fault("splits: the list of another query", "tile.h", "+ s) * kQ + i) *", "+ s) * kQ) *"),
+    Fault(
+        "splits: the list of another query",
+        "tile.h",
+        "(group * Shape::kSplits * kQ + i) *",
+        "(group * Shape::kSplits * kQ) *",
+    ),
     Fault("not finite: no row is looked at", "tile.h", "is_finite(least) ? 0u : 1u << j", "0u"),
     Fault("not finite: rows beyond the end", "tile.h", "!= 0 && row < exist", "!= 0"),
     Fault("staging: the tail is not cleared", "tile.h", "*to = 0;", ""),

@@ -173,7 +173,7 @@ struct WarpSearch {
 #pragma unroll
     for (int j = 0; j < kC; ++j) mine[j] = candidates + (j * kWarp + lane) * pitch;
 // As far as the registers allow.
-#pragma unroll(16 / sizeof(T) / (sizeof(T) == 8 && kRegisters > 1 ? 2 : 1))
+#pragma unroll(16 / sizeof(T) / (kRegisters > 1 ? 2 : 1))
     for (int d = 0; d < depth; ++d) {
       const auto q = load_pack<kQ>(queries + d * Shape::kQueries);
 #pragma unroll
@@ -311,20 +311,30 @@ struct WarpSearch {
   }
   // The lists of all splits together, of the i-th query of a group.
   __device__ __forceinline__ SmallestList<T, kRegisters> taken(const T* slots, int group, int i) const {
-    SmallestList<T, kRegisters> all[Shape::kSplits];
+    const T* const from = slots + (group * Shape::kSplits * kQ + i) * kRegisters * kWarp + lane;
+    const auto load = [&](int s) {
+      SmallestList<T, kRegisters> one;
 #pragma unroll
-    for (int s = 0; s < Shape::kSplits; ++s) {
-      const T* const from = slots + ((group * Shape::kSplits + s) * kQ + i) * kRegisters * kWarp + lane;
+      for (int r = 0; r < kRegisters; ++r) one.at[r] = from[(s * kQ * kRegisters + r) * kWarp];
+      return one;
+    };
+    if constexpr (kRegisters > 1) {  // rare: one after the other takes fewer registers
+      SmallestList<T, kRegisters> together = load(0);
+#pragma unroll 1
+      for (int s = 1; s < Shape::kSplits; ++s) together.merge(load(s), lane);
+      return together;
+    } else {
+      SmallestList<T, kRegisters> all[Shape::kSplits];
 #pragma unroll
-      for (int r = 0; r < kRegisters; ++r) all[s].at[r] = from[r * kWarp];
+      for (int s = 0; s < Shape::kSplits; ++s) all[s] = load(s);
+#pragma unroll
+      for (int level = 2; level <= Shape::kMostSplits; level *= 2) {
+        const int half = Shape::kSplits / level;
+#pragma unroll
+        for (int s = 0; s < half; ++s) all[s].merge(all[s + half], lane);
+      }
+      return all[0];
     }
-#pragma unroll
-    for (int level = 2; level <= Shape::kMostSplits; level *= 2) {
-      const int half = Shape::kSplits / level;
-#pragma unroll
-      for (int s = 0; s < half; ++s) all[s].merge(all[s + half], lane);
-    }
-    return all[0];
   }
 };
 
