@@ -5,8 +5,6 @@ from planted import Fault
 STREAMS = [
     ("counter: read and arrived at in two steps", "const Word before = atomicAdd(word, kArrival);",
      "const Word before = *word; *word = before + kArrival;"),
-    ("counter: not told by atomic steps", "atomicAdd(word, static_cast<Word>(used) - arrivals * kArrival)",
-     "*word += static_cast<Word>(used) - arrivals * kArrival"),
     ("counter: moved by the first that reads", "(before >> kCounterBits) + 1 == arrivals",
      "before >> kCounterBits == 0"),
     ("counter: moved by the last but one", "(before >> kCounterBits) + 1 == arrivals",
