@@ -64,7 +64,6 @@ GATHER = [
      "if (place < column.width) to[place]"),
     ("a column's last number is missing", "place < column.width;", "place + 1 < column.width;"),
     ("into the next row", "place < column.width;", "place <= column.width;"),
-    ("lanes do not go on to the next column", "place -= column.width;", "place = lane;"),
     ("a column too few", "c < g.columns", "c + 1 < g.columns"),
     ("outputs of the first row", "column.out + at * column.width", "column.out"),
 ]  # fmt: skip
