@@ -82,7 +82,15 @@ SEGMENTS: list[Segments] = [
     [("normal", 5), ("unit", 1), ("symmetric", 8), ("normal", 1024), ("unit", 6)],
     [("normal", 4400), ("symmetric", 40), ("normal", 2)],
 ]
-ROWS = [(1, 9, 0, None), (5, 7, 3, None), (256, 1000, 77, 128), (33, 5, 1, 0), (64, 6, 2, 64), (700, 1, 2, 350)]
+ROWS = [
+    (1, 9, 0, None),
+    (5, 7, 3, None),
+    (256, 1000, 77, 128),
+    (33, 5, 1, 0),
+    (64, 6, 2, 64),
+    (700, 1, 2, 350),
+    (64, 5, 90, 33),
+]
 
 
 def streams_of(seeds: int, seed: int) -> tuple[Array, Array]:

@@ -5,8 +5,6 @@ from planted import Fault
 STREAMS = [
     ("counter: read and arrived at in two steps", "const Word before = atomicAdd(word, kArrival);",
      "const Word before = *word; *word = before + kArrival;"),
-    ("counter: not told by atomic steps", "atomicAdd(word, static_cast<Word>(used) - arrivals * kArrival)",
-     "*word += static_cast<Word>(used) - arrivals * kArrival"),
     ("counter: moved by the first that reads", "(before >> kCounterBits) + 1 == arrivals",
      "before >> kCounterBits == 0"),
     ("counter: moved by the last but one", "(before >> kCounterBits) + 1 == arrivals",
@@ -66,7 +64,6 @@ GATHER = [
      "if (place < column.width) to[place]"),
     ("a column's last number is missing", "place < column.width;", "place + 1 < column.width;"),
     ("into the next row", "place < column.width;", "place <= column.width;"),
-    ("lanes do not go on to the next column", "place -= column.width;", "place = lane;"),
     ("a column too few", "c < g.columns", "c + 1 < g.columns"),
     ("outputs of the first row", "column.out + at * column.width", "column.out"),
 ]  # fmt: skip

@@ -138,16 +138,20 @@ def test_replayed_updates_with_counted_streams_equal_eager_ones(
     assert any(isinstance(g, GraphTwin) and g.replays > 3 and not g.known for g in graphs)
 
 
+class Stop(Exception):
+    pass
+
+
 def test_a_resumed_run_with_counted_streams_is_the_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams_module, "by_counter", lambda device: True)
 
     def trainer(out: Path) -> Trainer:
-        config = preset("rlpd", "Hopper-v5")
+        config = preset("sac", "Hopper-v5")
         config.net.policy_hidden = config.net.critic_hidden = (8,)
         config.online_steps, config.random_steps, config.learning_starts, config.threads = 30, 4, 4, 1
-        config.batch_size, config.eval_every, config.checkpoint_seconds, config.dataset = 16, 30, 1e-9, None
+        config.batch_size, config.eval_every, config.checkpoint_seconds = 16, 30, 1e-9
         path = out / checkpoint.NAME
         return Trainer(config, out, checkpoint.load(path) if path.exists() else None, quiet=True)
 
@@ -157,10 +161,10 @@ def test_a_resumed_run_with_counted_streams_is_the_uninterrupted_one(
 
     def stops(self: Trainer, *args: object) -> None:
         if self.buffer.added >= 17:
-            raise InterruptedError
+            raise Stop
         original(self, *args)
 
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+    with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(Trainer, "update", stops)
         broken.run()
     resumed = trainer(tmp_path / "broken")
