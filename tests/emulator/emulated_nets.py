@@ -195,8 +195,8 @@ def case(name: str, seed: int, dtype: type, sizes: tuple[int, ...] | None = None
         sizes = sizes if option else (*sizes[:3], 1)
         return Case(name, sizes, [h, normal(nets, rows, width), state_grad, unwritten(nets, width)], (), shift)
     sums = [unwritten(nets, width), unwritten(nets, width), unwritten(nets)] if seed % 4 != 2 else [None] * 3
-    members = nets if seed % 4 == 3 else 1
-    step = int(rng.integers(2))
+    members = max(nets // 2, 1) if seed % 4 == 3 else 1
+    step = 1 if seed % 4 == 3 else int(rng.integers(2))
     factor = normal(nets // members if step else 1) if option else None
     arrays = [h, normal(nets, rows), factor, normal(nets, width), unwritten(nets, rows, width), *sums]
     return Case(name, (nets, rows, width, members, step), arrays, (), shift)
@@ -248,6 +248,7 @@ def problems() -> list[Case]:
             for name in list(ROLES)[:4]:
                 for option in range(4 if number < 4 else 2):
                     found.append(case(name, 4 * number + option, dtype, sizes, shift=number % 3 % 2))
+        found.append(case("outer_relu_gradient", 3, dtype, (4, 20, 8, 1)))  # two networks share a factor
         for number, sizes in enumerate([(1, 1, 1, 1), (2, 2, 129, 3), (1, 3, 40, 10), (3, 1, 7, 5), (1, 1, 300, 2)]):
             for option in range(3):
                 found.append(case("conservative_head", 5 * number + option, dtype, sizes, shift=number % 2))

@@ -108,7 +108,7 @@ struct HeadLayout {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(Block<T>::kThreads) conservative_head_kernel(const ConservativeHead<T> p) {
+__global__ void __launch_bounds__(Block<T>::kThreads, 1) conservative_head_kernel(const ConservativeHead<T> p) {
   constexpr int kTeams = Block<T>::kThreads / kTeam;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, team = thread / kTeam;
   const int64_t seed = blockIdx.x;
