@@ -274,7 +274,7 @@ struct AdamArguments {
     }
     if (targets.size() != followed.size()) fail(op, ": targets and followed must be as many");
     for (size_t i = 0; i < count; ++i) {
-      const std::string index = "[" + std::to_string(i) + "]";
+      const std::string index = std::string("[").append(std::to_string(i)).append("]");  // `+` alarms GCC 12
       expect_float(op, "parameters", parameters[i]);
       expect(op, "parameters" + index, parameters[i], parameters[0], sizes_of(parameters[i]), std::nullopt,
              "parameters[0]");
