@@ -397,6 +397,7 @@ def work(library: Path, paths: tuple[str, ...]) -> None:
     emulator = Emulator(library)
     device = {"multiprocessors": 1, "shared_bytes": 227 * 1024}
     cases = [(problem, device, what) for what, problem in directed()] + [draw(seed) for seed in range(1000, 1050)]
+    cases += [draw(seed, 140) for seed in range(1050, 1060)]
     for seed, (problem, device, what) in enumerate(cases):
         for path in paths:
             emulator.configure(seed=seed % 7, **device)

@@ -175,6 +175,13 @@ def directed() -> list[tuple[str, Problem]]:
             )
         )
 
+    # Several tiles, so that more is screened than computed, for each kind of the screen's kernels.
+    for dtype, dim in ((np.float32, 9), (np.float32, 30), (np.float32, 45), (np.float64, 20), (np.float32, 70)):
+        states, ref_states = rng.standard_normal((1, 40, dim)), rng.standard_normal((1, 400, dim))
+        values, ref_values = rng.standard_normal((1, 40)), rng.standard_normal((1, 400))
+        parts = [a.astype(dtype) for a in (states, values, ref_states, ref_values)]
+        found.append(("several tiles", Problem(parts[0], parts[1], 6, parts[2], parts[3])))
+
     # A self that is not finite takes no candidate away: k are left, and k - 1 would be too few.
     states, values = rng.standard_normal((1, 5, 3)), rng.standard_normal((1, 5))
     ref_states, ref_values = rng.standard_normal((1, 5, 3)), rng.standard_normal((1, 5))
