@@ -182,6 +182,15 @@ def directed() -> list[tuple[str, Problem]]:
         parts = [a.astype(dtype) for a in (states, values, ref_states, ref_values)]
         found.append(("several tiles", Problem(parts[0], parts[1], 6, parts[2], parts[3])))
 
+    # The neighbours are in the last of many tiles on one side, when every stage has been used more than twice.
+    for mirror in (1, -1):
+        ref_values, ref_states = mirror * 1e-3 * np.linspace(0, 1, 1300), rng.uniform(5, 6, (1300, 2))
+        ref_states[-30:] = rng.uniform(0.1, 0.2, (30, 2))
+        parts = [
+            a.astype(np.float32) for a in (np.zeros((1, 3, 2)), np.zeros((1, 3)), ref_states[None], ref_values[None])
+        ]
+        found.append(("the last of many tiles", Problem(parts[0], parts[1], 12, parts[2], parts[3])))
+
     # A self that is not finite takes no candidate away: k are left, and k - 1 would be too few.
     states, values = rng.standard_normal((1, 5, 3)), rng.standard_normal((1, 5))
     ref_states, ref_values = rng.standard_normal((1, 5, 3)), rng.standard_normal((1, 5))
