@@ -34,6 +34,7 @@ def knn(emulator: Emulator, paths: tuple[str, ...] = ("small", "large", "screene
     cases = [(problem, device, what) for what, problem in directed()]
     cases += [(problem, device | {"multiprocessors": 200}, what) for what, problem in shared()]
     cases += [draw(seed) for seed in range(1000, 1050)]
+    cases += [draw(seed, 140) for seed in range(1050, 1060)]
     for seed, (problem, device, what) in enumerate(cases):
         for path in paths:
             emulator.configure(seed=seed % 7, **device)

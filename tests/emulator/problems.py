@@ -183,6 +183,22 @@ def directed() -> list[tuple[str, Problem]]:
         values[1, 3], values[4, 5] = np.inf, -np.inf
         found.append(("five entries", Problem(rng.standard_normal((5, 40, 2)).astype(dtype), values, 6)))
 
+    # Several tiles, so that more is screened than computed, for each kind of the screen's kernels.
+    for dtype, dim in ((np.float32, 9), (np.float32, 30), (np.float32, 45), (np.float64, 20), (np.float32, 70)):
+        states, ref_states = rng.standard_normal((1, 40, dim)), rng.standard_normal((1, 400, dim))
+        values, ref_values = rng.standard_normal((1, 40)), rng.standard_normal((1, 400))
+        parts = [a.astype(dtype) for a in (states, values, ref_states, ref_values)]
+        found.append(("several tiles", Problem(parts[0], parts[1], 6, parts[2], parts[3])))
+
+    # The neighbours are in the last of many tiles on one side, when every stage has been used more than twice.
+    for mirror in (1, -1):
+        ref_values, ref_states = mirror * 1e-3 * np.linspace(0, 1, 1300), rng.uniform(5, 6, (1300, 2))
+        ref_states[-30:] = rng.uniform(0.1, 0.2, (30, 2))
+        parts = [
+            a.astype(np.float32) for a in (np.zeros((1, 3, 2)), np.zeros((1, 3)), ref_states[None], ref_values[None])
+        ]
+        found.append(("the last of many tiles", Problem(parts[0], parts[1], 12, parts[2], parts[3])))
+
     # A self that is not finite takes no candidate away: k are left, and k - 1 would be too few.
     states, values = rng.standard_normal((1, 5, 3)), rng.standard_normal((1, 5))
     ref_states, ref_values = rng.standard_normal((1, 5, 3)), rng.standard_normal((1, 5))

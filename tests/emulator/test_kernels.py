@@ -33,6 +33,14 @@ def test_random_problem(emulator: Emulator, seed: int, path: str) -> None:
     check(emulator, problem, path, what)
 
 
+@pytest.mark.parametrize("path", ["large", "screened"])
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + PROBLEMS, 4))
+def test_random_problem_of_several_tiles(emulator: Emulator, seed: int, path: str) -> None:
+    problem, device, what = draw(seed, 140)
+    emulator.configure(seed=seed % 97, **device)
+    check(emulator, problem, path, what)
+
+
 @every_path
 @pytest.mark.parametrize(("what", "problem"), directed(), ids=lambda x: x if isinstance(x, str) else "")
 def test_directed_problem(emulator: Emulator, what: str, problem: Problem, path: str) -> None:
