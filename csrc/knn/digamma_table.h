@@ -217,11 +217,14 @@ constexpr double kDigamma[kDigammas] = {
     0x1.bb14aac8f109ep+2, 0x1.bb24cb09720bdp+2, 0x1.bb34e73ac862fp+2, 0x1.bb44ff5efeb47p+2, 0x1.bb5513781e1bap+2,
     0x1.bb6523882e2bbp+2, 0x1.bb752f9134f0dp+2, 0x1.bb85379536f1cp+2, 0x1.bb953b963731ep+2, 0x1.bba53b963731fp+2
 };
-// clang-format on
 
 // digamma_of_count(n), to the last bit, as far as log is the same.
-QCSE_HOST_DEVICE inline double digamma_by_table(int64_t n) {
+#if defined(__CUDACC__)
+__device__
+#endif
+inline double digamma_by_table(int64_t n) {
   return n <= kDigammas ? kDigamma[n - 1] : digamma_series(static_cast<double>(n));
 }
+// clang-format on
 
 }  // namespace qcse

@@ -26,12 +26,15 @@ __device__
 constexpr double kDigamma[kDigammas] = {{
 {rows}
 }};
-// clang-format on
 
 // digamma_of_count(n), to the last bit, as far as log is the same.
-QCSE_HOST_DEVICE inline double digamma_by_table(int64_t n) {{
+#if defined(__CUDACC__)
+__device__
+#endif
+inline double digamma_by_table(int64_t n) {{
   return n <= kDigammas ? kDigamma[n - 1] : digamma_series(static_cast<double>(n));
 }}
+// clang-format on
 
 }}  // namespace qcse
 """
