@@ -144,7 +144,7 @@ JUDGES = {
 }
 # Of a file that one kernel alone includes; otherwise the folder's, and all of them for csrc/base.
 OF_FILES = {"small.cu": "small", "large.cu": "large"}
-OF_FILES |= dict.fromkeys(("screened.cu", "screen.h", "warp_queries.h"), "screened")
+OF_FILES |= dict.fromkeys(("screened.cu", "screen.h", "warp_queries.h", "ring.h"), "screened")
 OF_FOLDERS = ("knn", "bonus", "nets", "random", "buffer")
 
 
