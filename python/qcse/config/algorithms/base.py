@@ -143,7 +143,8 @@ class Options:
     GPU updates while the CPU steps the environment. The policy that acts is one step's updates older."""
     precision: Precision = "float32"
     """Of matrix products' factors; sums are float32. tf32: all of them on a GPU, 11 bits. bf16: those between the
-    critics' hidden layers, 8 bits; on a CPU it needs AVX512-BF16 and -VBMI2."""
+    critics' hidden layers, 8 bits; on a CPU it needs AVX512-BF16 and -VBMI2, on a GPU it leaves the critics to torch's
+    own operations and tf32 is what the fused ones are made for."""
     threads: int | None = None
     """torch's CPU threads. None: one per core. Results are reproducible bit for bit for an equal number only."""
 
