@@ -184,6 +184,15 @@ def test_a_launch_that_fails_names_the_kernel_and_the_reason(emulator: Emulator,
         emulator.knn(normal(0, 20, 500, 1), path)
 
 
+def test_a_launch_that_failed_leaves_no_error_for_the_next(emulator: Emulator) -> None:
+    """CUB takes the thread's last error for its own."""
+    emulator.configure(shared_bytes=20 * 1024)
+    with pytest.raises(EmulatorError, match="invalid argument"):
+        emulator.knn(normal(0, 20, 500, 1), "small")
+    emulator.configure()
+    check(emulator, normal(0, 20, 5, 1), "large", "after a failure")
+
+
 def test_the_small_kernel_refuses_what_it_is_not_made_for(emulator: Emulator) -> None:
     problem = normal(0, 2, 1, 1)
     problem.ref_states, problem.ref_values = np.zeros((1, 16385, 1), np.float32), np.zeros((1, 16385), np.float32)

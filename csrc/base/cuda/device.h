@@ -299,10 +299,14 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, 
 inline constexpr const char* kTooManyBlocks = "the batch needs more than 2147483647 blocks";
 
 inline Status status_of(const char* kernel, cudaError_t error) {
-  return {kernel, error == cudaSuccess ? nullptr : cudaGetErrorString(error)};
+  if (error == cudaSuccess) return {kernel, nullptr};
+  static_cast<void>(cudaGetLastError());
+  return {kernel, cudaGetErrorString(error)};
 }
 
 // Hands out pieces of the workspace; with a null base it only measures.
+// What failed is told here and not kept by the runtime, where a later call that succeeds would find it: CUB takes the
+// thread's last error for its own, and one that it meets at its first call for the device's for good.
 class Workspace {
  public:
   explicit Workspace(void* base) : base_(static_cast<unsigned char*>(base)) {}
