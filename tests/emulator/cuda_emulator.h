@@ -128,6 +128,7 @@ void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const s
 size_t shared_limit(const void* kernel);
 // Stricter than CUDA: what was raised must not be lowered, for another thread's launch may count on it.
 void set_shared_limit(const void* kernel, size_t bytes);
+void forget_shared_limits();  // the device is another one from now on
 
 template <typename T>
 uint64_t to_bits(T value) {

@@ -193,6 +193,12 @@ def test_a_launch_that_failed_leaves_no_error_for_the_next(emulator: Emulator) -
     check(emulator, normal(0, 20, 5, 1), "large", "after a failure")
 
 
+@every_path
+def test_no_launch_lowers_the_limit_that_another_counts_on(emulator: Emulator, path: str) -> None:
+    for dim in (96, 48):  # both of more than 48 KiB, the first of more
+        check(emulator, normal(dim, 20, dim, 3), path, f"dim {dim}")
+
+
 def test_the_small_kernel_refuses_what_it_is_not_made_for(emulator: Emulator) -> None:
     problem = normal(0, 2, 1, 1)
     problem.ref_states, problem.ref_values = np.zeros((1, 16385, 1), np.float32), np.zeros((1, 16385), np.float32)
