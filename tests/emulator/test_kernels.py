@@ -199,6 +199,22 @@ def test_no_launch_lowers_the_limit_that_another_counts_on(emulator: Emulator, p
         check(emulator, normal(dim, 20, dim, 3), path, f"dim {dim}")
 
 
+def test_the_small_kernel_is_chosen_where_it_fits(emulator: Emulator) -> None:
+    zeros = np.zeros((1, 4096, 1024))
+    problem = Problem(zeros, zeros[..., 0], 3)
+    assert emulator.choice(problem)[0] == "small"
+    emulator.configure(shared_bytes=99 * 1024)  # of compute capability 8.6, 8.9 and 12.0
+    assert emulator.choice(problem)[0] != "small"
+    assert emulator.choice(Problem(zeros[..., :512], zeros[..., 0], 3))[0] == "small"
+
+    rng = np.random.default_rng(6)
+    few = normal(6, 3, 24, 2, np.float64)
+    few.ref_states = rng.standard_normal((1, 4096, 24))
+    few.ref_values = rng.standard_normal((1, 4096))
+    emulator.configure(shared_bytes=60 * 1024)
+    check(emulator, few, "auto", "no room for so many values")
+
+
 def test_the_small_kernel_refuses_what_it_is_not_made_for(emulator: Emulator) -> None:
     problem = normal(0, 2, 1, 1)
     problem.ref_states, problem.ref_values = np.zeros((1, 16385, 1), np.float32), np.zeros((1, 16385), np.float32)
