@@ -179,7 +179,8 @@ __device__ __forceinline__ void copies_wait() { __pipeline_wait_prior(0); }
 
 // --- Order among the warps of a block, without a barrier of all ------------------------------------------------------
 // A gate in shared memory opens each time so many arrivals have come, and whoever passes it sees what was done before
-// them. It is passed once for each opening: `opening & 1` tells which, for a gate knows the latest two alone.
+// them. Openings count from 0. A gate knows the latest alone, and of those asked for only whether they are even: so
+// nobody may ask for one before the latest, nor for one beyond the next.
 using Gate = uint64_t;
 
 #if defined(__CUDACC__)
