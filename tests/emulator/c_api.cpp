@@ -98,6 +98,7 @@ void emulator_configure(uint64_t seed, int checks, int multiprocessors, uint64_t
   c.seed = seed;
   c.checks = checks != 0;
   c.multiprocessors = multiprocessors;
+  if (c.shared_bytes != shared_bytes) emulator::forget_shared_limits();
   c.shared_bytes = shared_bytes;
 }
 

@@ -11,6 +11,7 @@
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 // --- Language -------------------------------------------------------------------------------------------------------
 #define __global__
@@ -125,7 +126,9 @@ unsigned add_in_order(unsigned* counter, unsigned value);
 void kernel_begins();
 void run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 size_t shared_limit(const void* kernel);
+// Stricter than CUDA: what was raised must not be lowered, for another thread's launch may count on it.
 void set_shared_limit(const void* kernel, size_t bytes);
+void forget_shared_limits();  // the device is another one from now on
 
 template <typename T>
 uint64_t to_bits(T value) {
@@ -263,7 +266,20 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   }
   return "unrecognized error code";
 }
-inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidValue; }
+// The thread's last error stays until somebody asks for it.
+inline cudaError_t& emulated_last_error() {
+  static thread_local cudaError_t last = cudaSuccess;
+  return last;
+}
+inline cudaError_t emulated_failure(cudaError_t error) { return emulated_last_error() = error; }
+inline cudaError_t cudaGetLastError() { return std::exchange(emulated_last_error(), cudaSuccess); }
+inline cudaError_t cudaSetDevice(int device) {
+  return device == 0 ? cudaSuccess : emulated_failure(cudaErrorInvalidValue);
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = emulator::config().multiprocessors; break;
@@ -279,7 +295,9 @@ inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mo
   return cudaSuccess;
 }
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
-  if (bytes < 0 || static_cast<size_t>(bytes) > emulator::config().shared_bytes) return cudaErrorInvalidValue;
+  if (bytes < 0 || static_cast<size_t>(bytes) > emulator::config().shared_bytes) {
+    return emulated_failure(cudaErrorInvalidValue);
+  }
   emulator::set_shared_limit(kernel, static_cast<size_t>(bytes));
   return cudaSuccess;
 }
@@ -294,9 +312,11 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(Param
   const uint64_t threads = uint64_t{c->blockDim.x} * c->blockDim.y * c->blockDim.z;
   if (threads == 0 || threads > 1024 || c->gridDim.x == 0 || c->gridDim.x > 0x7fffffffu || c->gridDim.y == 0 ||
       c->gridDim.y > 65535 || c->gridDim.z == 0 || c->gridDim.z > 65535) {
-    return cudaErrorInvalidConfiguration;
+    return emulated_failure(cudaErrorInvalidConfiguration);
   }
-  if (c->dynamicSmemBytes > emulator::shared_limit(reinterpret_cast<const void*>(kernel))) return cudaErrorInvalidValue;
+  if (c->dynamicSmemBytes > emulator::shared_limit(reinterpret_cast<const void*>(kernel))) {
+    return emulated_failure(cudaErrorInvalidValue);
+  }
   const std::tuple<std::remove_cv_t<Parameters>...> parameters{static_cast<Parameters>(given)...};
   emulator::run("kernel", c->gridDim, c->blockDim, c->dynamicSmemBytes, [&] {
     const auto own = parameters;  // every thread has its own copy, on its own stack

@@ -584,7 +584,12 @@ size_t shared_limit(const void* kernel) {
   const auto found = g_shared_limits.find(kernel);
   return found == g_shared_limits.end() ? 48 * 1024 : found->second;
 }
-void set_shared_limit(const void* kernel, size_t bytes) { g_shared_limits[kernel] = bytes; }
+void set_shared_limit(const void* kernel, size_t bytes) {
+  size_t& limit = g_shared_limits[kernel];
+  if (bytes < limit) throw Error(Kind::kSharedMemory, "a kernel's limit is lowered");
+  limit = bytes;
+}
+void forget_shared_limits() { g_shared_limits.clear(); }
 
 void* allocate(size_t bytes) { return checker::allocate(bytes); }
 void release(void* pointer) { checker::release(pointer); }

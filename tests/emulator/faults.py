@@ -33,6 +33,8 @@ TIME_LIMIT = 900  # seconds for the problems of one fault, or for those of all f
 
 
 FAULTS = [
+    # Launching
+    Fault("launch: a limit for this launch alone", "device.h", "most);", "int(shared_bytes));"),
     # The sorted lists and the selection
     Fault(
         "insert: takes the wrong neighbour", "smallest.h", "(lane + kWarp - 1) % kWarp", "(lane + kWarp - 2) % kWarp"

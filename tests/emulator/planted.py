@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from emulated import Emulator, same_bits
+from emulated import Emulator, Problem, same_bits
 
 Verdicts = Iterator[str]
 
@@ -33,6 +33,10 @@ def knn(emulator: Emulator, paths: tuple[str, ...] = ("small", "large", "screene
     device = {"multiprocessors": 1, "shared_bytes": 227 * 1024}
     cases = [(problem, device, what) for what, problem in directed()]
     cases += [(problem, device | {"multiprocessors": 200}, what) for what, problem in shared()]
+    rng = np.random.default_rng(0)
+    for dim in (96, 48):  # the first takes more shared memory of the same kernel
+        states, values = (rng.standard_normal((1, 20, *more)).astype(np.float32) for more in ((dim,), ()))
+        cases.append((Problem(states, values, 3), device, f"{dim} dimensions"))
     cases += [draw(seed) for seed in range(1000, 1050)]
     cases += [draw(seed, 140) for seed in range(1050, 1060)]
     for seed, (problem, device, what) in enumerate(cases):

@@ -184,6 +184,37 @@ def test_a_launch_that_fails_names_the_kernel_and_the_reason(emulator: Emulator,
         emulator.knn(normal(0, 20, 500, 1), path)
 
 
+def test_a_launch_that_failed_leaves_no_error_for_the_next(emulator: Emulator) -> None:
+    """CUB takes the thread's last error for its own."""
+    emulator.configure(shared_bytes=20 * 1024)
+    with pytest.raises(EmulatorError, match="invalid argument"):
+        emulator.knn(normal(0, 20, 500, 1), "small")
+    emulator.configure()
+    check(emulator, normal(0, 20, 5, 1), "large", "after a failure")
+
+
+@every_path
+def test_no_launch_lowers_the_limit_that_another_counts_on(emulator: Emulator, path: str) -> None:
+    for dim in (96, 48):  # both of more than 48 KiB, the first of more
+        check(emulator, normal(dim, 20, dim, 3), path, f"dim {dim}")
+
+
+def test_the_small_kernel_is_chosen_where_it_fits(emulator: Emulator) -> None:
+    zeros = np.zeros((1, 4096, 1024))
+    problem = Problem(zeros, zeros[..., 0], 3)
+    assert emulator.choice(problem)[0] == "small"
+    emulator.configure(shared_bytes=99 * 1024)  # of compute capability 8.6, 8.9 and 12.0
+    assert emulator.choice(problem)[0] != "small"
+    assert emulator.choice(Problem(zeros[..., :512], zeros[..., 0], 3))[0] == "small"
+
+    rng = np.random.default_rng(6)
+    few = normal(6, 3, 24, 2, np.float64)
+    few.ref_states = rng.standard_normal((1, 4096, 24))
+    few.ref_values = rng.standard_normal((1, 4096))
+    emulator.configure(shared_bytes=60 * 1024)
+    check(emulator, few, "auto", "no room for so many values")
+
+
 def test_the_small_kernel_refuses_what_it_is_not_made_for(emulator: Emulator) -> None:
     problem = normal(0, 2, 1, 1)
     problem.ref_states, problem.ref_values = np.zeros((1, 16385, 1), np.float32), np.zeros((1, 16385), np.float32)

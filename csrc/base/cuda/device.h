@@ -179,7 +179,8 @@ __device__ __forceinline__ void copies_wait() { __pipeline_wait_prior(0); }
 
 // --- Order among the warps of a block, without a barrier of all ------------------------------------------------------
 // A gate in shared memory opens each time so many arrivals have come, and whoever passes it sees what was done before
-// them. It is passed once for each opening: `opening & 1` tells which, for a gate knows the latest two alone.
+// them. Openings count from 0. A gate knows the latest alone, and of those asked for only whether they are even: so
+// nobody may ask for one before the latest, nor for one beyond the next.
 using Gate = uint64_t;
 
 #if defined(__CUDACC__)
@@ -278,14 +279,21 @@ class CaptureRelaxed {
   bool changed_;
 };
 
-// Raises the kernel's limit of dynamic shared memory where the default of 48 KiB is too small.
+// Raises the kernel's limit of dynamic shared memory where the default of 48 KiB is too small, always to the device's:
+// all threads of the process share it, so a lower one could fail a launch of another thread that asked for more.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                           cudaStream_t stream, const Arguments&... arguments) {
   if (shared_bytes > 48 * 1024) {
-    const cudaError_t status =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes));
+    int device = 0, most = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    if (status == cudaSuccess) {
+      status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    }
+    if (status == cudaSuccess) {
+      status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    most);
+    }
     if (status != cudaSuccess) return status;
   }
   cudaLaunchConfig_t config{};
@@ -298,8 +306,12 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, 
 
 inline constexpr const char* kTooManyBlocks = "the batch needs more than 2147483647 blocks";
 
+// What failed is told here and not kept by the runtime, where a later call that succeeds would find it: CUB takes the
+// thread's last error for its own, and one that it meets at its first call for the device's for good.
 inline Status status_of(const char* kernel, cudaError_t error) {
-  return {kernel, error == cudaSuccess ? nullptr : cudaGetErrorString(error)};
+  if (error == cudaSuccess) return {kernel, nullptr};
+  static_cast<void>(cudaGetLastError());
+  return {kernel, cudaGetErrorString(error)};
 }
 
 // Hands out pieces of the workspace; with a null base it only measures.

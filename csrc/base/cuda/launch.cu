@@ -15,7 +15,7 @@ Status select_device(int ordinal, Device* device) {
   device->capability = 10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor);
   device->multiprocessors = ask(cudaDevAttrMultiProcessorCount);
   device->shared_bytes_per_block = static_cast<size_t>(ask(cudaDevAttrMaxSharedMemoryPerBlockOptin));
-  return {"select_device", status == cudaSuccess ? nullptr : cudaGetErrorString(status)};
+  return status_of("select_device", status);
 }
 
 }  // namespace qcse::cuda

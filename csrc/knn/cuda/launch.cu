@@ -82,7 +82,7 @@ Choice choose(const KnnProblem<T>& problem, const Device& device, Choice choice)
   if (choice.path != Path::kAuto) return choice;
   choice = choose_tuned(problem, device);
   if (choice.path != Path::kAuto) return choice;
-  if (problem.refs <= kSmallByRule) return {Path::kSmall};
+  if (problem.refs <= kSmallByRule && small_fits(problem, device, -1)) return {Path::kSmall};
   return {screen_suits(problem, device) ? Path::kScreened : Path::kLarge};
 }
 

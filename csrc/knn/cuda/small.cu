@@ -255,12 +255,12 @@ struct SmallKernel {
     return SmallLayout<Shape, kRegisters>(dim, static_cast<int>(p.refs), Shape::depth_for(dim)).bytes;
   }
   static Status launch(const KnnProblem<T>& p, cudaStream_t stream) {
-    if (blocks(p) > INT32_MAX) return {"knn_small_kernel", "the batch needs more than 2147483647 blocks"};
+    if (blocks(p) > INT32_MAX) return {"knn_small_kernel", kTooManyBlocks};
     const int tiles = static_cast<int>((p.queries + Shape::kQueries - 1) / Shape::kQueries);
-    const cudaError_t status = launch_kernel(
-        knn_small_kernel<Shape, kRegisters>, dim3(static_cast<unsigned>(blocks(p))), dim3(Shape::kThreads),
-        shared_bytes(p), stream, p, tiles, Shape::depth_for(static_cast<int>(p.dim)));
-    return {"knn_small_kernel", status == cudaSuccess ? nullptr : cudaGetErrorString(status)};
+    return status_of("knn_small_kernel",
+                     launch_kernel(knn_small_kernel<Shape, kRegisters>, dim3(static_cast<unsigned>(blocks(p))),
+                                   dim3(Shape::kThreads), shared_bytes(p), stream, p, tiles,
+                                   Shape::depth_for(static_cast<int>(p.dim))));
   }
 };
 

@@ -37,6 +37,7 @@ template <typename Key>
 cudaError_t sort_pairs(void*, size_t, const Key* keys_in, Key* keys_out, const int* rows_in, int* rows_out,
                        int64_t elements, int bits, cudaStream_t) {
   emulator::library_call();
+  if (const cudaError_t last = cudaGetLastError(); last != cudaSuccess) return last;  // like CUB, whoever made it
   // Like CUB, it looks at no other bits of whole numbers.
   const auto seen = [=](Key key) {
     if constexpr (std::is_floating_point_v<Key>) {
