@@ -206,20 +206,23 @@ def _training(tools: Tools) -> list[Stage]:
 
 
 def _tests(tools: Tools) -> list[Stage]:
-    tests = [*PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb", "short", "tests/cuda"]
+    # Named one by one: of a stage that is stopped the log then tells what has passed and what has failed.
+    tests = [*PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb", "short", "tests/cuda"]
     device = (
         {"QCSE_CUDA_DEVICE": "cpu", "QCSE_CUDA_PROBLEMS": "10"} if flag("DRY_RUN") else {"QCSE_CUDA_DEVICE": "cuda"}
     )
     compared = "random_problem or size or separate or batch or values or half or strides or fewer"
+    compared += " or test_nets or test_policy or test_random"
     others = ["--implementations", "qcse", "torch-naive", "torch-cdist", "flashlib"]
     others += ["--sizes", "4096x17", "65536x17", "256x17", "65536x111", "1024x17"]
     return [
         Stage(
             "cuda tests",
             70,
-            [*tests, "-n", "4", "-k", "not memory"],
+            [*tests, "-n", "4", "--dist", "worksteal", "-k", "not memory"],
             rehearsal=[*tests, "-k", compared],
-            environment=device,
+            # Else each of the four would take all cores for the CPU's answers.
+            environment=device if flag("DRY_RUN") else device | {"OMP_NUM_THREADS": "4"},
         ),
         # By itself: what is free on the GPU is not for one process alone to say.
         Stage("cuda tests, memory", 20, [*tests, "-k", "memory"], environment=device),

@@ -65,10 +65,11 @@ std::tuple<Tensor, Tensor> tanh_gaussian_cuda(const Tensor& mean, const Tensor& 
 bool rows_of(const Tensor& t, int64_t& row, int64_t& column) {
   const int64_t last = t.dim() - 1;
   column = t.stride(last), row = 0;
-  int64_t next = 0;  // the stride that continues the rows
+  bool begun = false;
+  int64_t next = 0;  // the stride that continues the rows; 0 behind an expanded dimension
   for (int64_t d = last - 1; d >= 0; --d) {
     if (t.size(d) == 1) continue;
-    if (next == 0) row = t.stride(d), next = row;
+    if (!begun) row = t.stride(d), next = row, begun = true;
     if (t.stride(d) != next) return false;
     next *= t.size(d);
   }

@@ -391,7 +391,9 @@ class _ConservativeSteps(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable("conservative_loss")
-    def backward(ctx: Any, loss_grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, loss_grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if loss_grad is None:  # to `composed` that would be a gradient of 1
+            return tuple(None for _ in ctx.needs_input_grad)
         tensors = ctx.saved_tensors
         (q_grad, states, actions, *hidden), weights = tensors[: -ctx.layers], tensors[-ctx.layers :]
         step = composed.ConservativeStep(q_grad, states, actions, hidden)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_launches import launches
 from torch import Tensor, nn
 
 from qcse.learn.optimizer import FusedAdam, make_adam, step_with_targets
@@ -124,16 +125,6 @@ def test_graph_replay_with_changed_inputs(name: str) -> None:
             assert torch.equal(a.nan_to_num(), b.nan_to_num()), f"replay {seed}"
 
 
-def launches(call: Callable[[], object]) -> list[str]:
-    """The names of the kernels and copies that a call starts."""
-    call()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as record:
-        call()
-        torch.cuda.synchronize()
-    return [event.name for event in record.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-
-
 @on_gpu
 @pytest.mark.parametrize("name", CASES)
 def test_one_launch_forward_and_one_back(name: str) -> None:
@@ -159,6 +150,23 @@ def test_the_gradient_for_a_part_of_a_networks_input_is_not_copied() -> None:
     got = torch.ops.qcse.tanh_gaussian_backward(part, *arguments)
     want = torch.ops.qcse.tanh_gaussian_backward(part.contiguous(), *arguments)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@every_type
+@pytest.mark.parametrize("same", [(), (-2,), (0, 1), (-1,), (0, 1, -2), (0, 1, -2, -1)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 3, 5, 4), (2, 1, 5, 4), (2, 3, 1, 4), (2, 3, 5, 1)])
+def test_a_gradient_that_is_the_same_for_many(
+    shape: tuple[int, ...], same: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Autograd expands the gradient of a sum: of one over the samples, over the states, over all."""
+    states, samples, dim = shape[:2], shape[2], shape[3]
+    mean, log_std, noise = (normal(i, *states, *s, dim).to(DEVICE, dtype) for i, s in enumerate(((), (), (samples,))))
+    one = normal(3, *(1 if i in same or i - 4 in same else n for i, n in enumerate(shape))).to(DEVICE, dtype)
+    answers = []
+    for grad in (one.expand(shape), one.expand(shape).contiguous()):
+        inputs = [mean.clone().requires_grad_(), log_std.clone().requires_grad_()]
+        answers.append(torch.autograd.grad(tanh_gaussian(*inputs, noise)[0], inputs, grad))
+    assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
 
 
 # --- The optimiser ----------------------------------------------------------------------------------------------------

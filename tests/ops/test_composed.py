@@ -268,6 +268,16 @@ def test_launches_of_networks(hidden: tuple[int, ...], outputs: int) -> None:
     assert found == OF_NETWORKS[hidden, outputs]
 
 
+class WithoutGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
 @pytest.mark.usefixtures("fused")
 def test_the_loss_in_two_steps_is_differentiated_once() -> None:
     p = problem(2, 2, 2, 3)
@@ -280,6 +290,8 @@ def test_the_loss_in_two_steps_is_differentiated_once() -> None:
     (grad,) = torch.autograd.grad(loss.sum(), p["weights"][:1], create_graph=True)
     with pytest.raises(RuntimeError, match="differentiated a second time"):
         grad.sum().backward()
+    passed_on = WithoutGradient.apply(conservative_loss(**p)[0])
+    assert torch.autograd.grad(passed_on.sum(), inputs, allow_unused=True) == (None,) * len(inputs)
     p["target"] = p["target"][:, 1:]
     with pytest.raises(RuntimeError, match="target must have shape"):
         conservative_loss(**p)

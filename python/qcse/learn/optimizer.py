@@ -76,9 +76,9 @@ class FusedAdam(torch.optim.Adam):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """That of any `torch.optim.Adam` of the same groups, as far as it has none of what is not offered here."""
-        super().load_state_dict(state_dict)
-        for group in self.param_groups:  # a CPU's has other answers
-            group["fused"] = group["capturable"] = True
+        # Another one's answers may differ, and leave its counters on the host.
+        groups = [group | {"fused": True, "capturable": True} for group in state_dict["param_groups"]]
+        super().load_state_dict(state_dict | {"param_groups": groups})
         self._check()
 
 

@@ -142,6 +142,23 @@ def test_what_is_not_offered_is_refused() -> None:
         Training(True).optimizer.load_state_dict(saved)
 
 
+def test_the_counters_of_any_adam_come_to_the_parameters_device() -> None:
+    """torch's own keeps them on the host unless it is fused or capturable."""
+    training = Training(False)
+    plain = torch.optim.Adam(training.optimizer.param_groups, fused=False)
+    for group in plain.param_groups:
+        group["fused"] = False
+    training.optimizer = plain
+    training.run(3)
+    there = [[nn.Parameter(p.detach().to("meta")) for p in group["params"]] for group in plain.param_groups]
+    elsewhere = FusedAdam([group | {"params": p} for group, p in zip(plain.param_groups, there, strict=True)])
+    elsewhere.load_state_dict(plain.state_dict())
+    found = [value for state in elsewhere.state.values() for value in state.values()]
+    assert found and all(value.device.type == "meta" for value in found)
+    assert all(group["fused"] and group["capturable"] for group in elsewhere.param_groups)
+    assert not any(group["fused"] for group in plain.state_dict()["param_groups"])
+
+
 def test_a_cpu_has_torchs_adam() -> None:
     optimizer = make_adam([{"params": [nn.Parameter(torch.zeros(3))], "lr": 1e-3}], CPU)
     assert type(optimizer) is torch.optim.Adam and optimizer.param_groups[0]["fused"]
