@@ -212,7 +212,7 @@ def _tests(tools: Tools) -> list[Stage]:
         {"QCSE_CUDA_DEVICE": "cpu", "QCSE_CUDA_PROBLEMS": "10"} if flag("DRY_RUN") else {"QCSE_CUDA_DEVICE": "cuda"}
     )
     compared = "random_problem or size or separate or batch or values or half or strides or fewer"
-    compared += " or test_nets or test_policy or test_random or test_update"
+    compared += " or gpu_nets or gpu_policy or gpu_random or gpu_update"
     others = ["--implementations", "qcse", "torch-naive", "torch-cdist", "flashlib"]
     others += ["--sizes", "4096x17", "65536x17", "256x17", "65536x111", "1024x17"]
     return [
