@@ -143,7 +143,7 @@ def find_sanitizer() -> str:
 
 def plan(tools: Tools, rest: bool) -> list[Stage]:
     """The stages in order; with `rest` those of the second command."""
-    return _rest(tools) if rest else [*_laboratory(tools), *_training(tools), *_tests(tools)]
+    return _rest(tools) if rest else [*_right(tools), *_training(tools), *_laboratory(tools), *_tests(tools)]
 
 
 PYTHON = [sys.executable]
@@ -158,7 +158,20 @@ def _sanitize(lab: str, tool: str, limit_s: float) -> Stage:
     return Stage(tool, limit_s, [*command, "--budget", str(int(limit_s) - 12)])
 
 
-def _laboratory(tools: Tools) -> list[Stage]:
+def _cuda_tests() -> list[str]:
+    # Named one by one: of a stage that is stopped the log then tells what has passed and what has failed.
+    return [*PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb", "short", "tests/cuda"]
+
+
+def _device() -> dict[str, str]:
+    return {"QCSE_CUDA_DEVICE": "cpu", "QCSE_CUDA_PROBLEMS": "10"} if flag("DRY_RUN") else {"QCSE_CUDA_DEVICE": "cuda"}
+
+
+def _right(tools: Tools) -> list[Stage]:
+    """Whether it is right comes before how fast it is."""
+    tests = _cuda_tests()
+    compared = "random_problem or size or separate or batch or values or half or strides or fewer"
+    compared += " or gpu_nets or gpu_policy or gpu_random or gpu_update"
     lab, smoke = str(tools.lab), [*PYTHON, str(HERE / "smoke.py"), "--lab", str(tools.lab)]
     return [
         Stage("smoke", 25, smoke, rehearsal=[*smoke, "--device", "cpu"], results="search"),
@@ -170,16 +183,30 @@ def _laboratory(tools: Tools) -> list[Stage]:
             rehearsal=[lab, "check", "--largest", "300"],
         ),
         Stage(
+            "cuda tests",
+            100,
+            [*tests, "-n", "4", "--dist", "worksteal", "-k", "not memory"],
+            rehearsal=[*tests, "-k", compared],
+            # Else each of the four would take all cores for the CPU's answers.
+            environment=_device() if flag("DRY_RUN") else _device() | {"OMP_NUM_THREADS": "4"},
+        ),
+    ]
+
+
+def _laboratory(tools: Tools) -> list[Stage]:
+    lab = str(tools.lab)
+    return [
+        Stage(
             "laboratory", 45, [lab, "search", *ON_GPU, "--budget", "39"], rehearsal=[lab, "search"], results="search"
         ),
         Stage(
             "tuning",
-            80,
-            [lab, "tune", *ON_GPU, "--budget", "71"],
+            70,
+            [lab, "tune", *ON_GPU, "--budget", "61"],
             rehearsal=[lab, "tune", "--sizes", "256x17", "1024x17"],
             results="tuning",
         ),
-        Stage("ncu", 70, [*PYTHON, str(HERE / "ncu.py"), lab, str(tools.out)], results="search"),
+        Stage("ncu", 60, [*PYTHON, str(HERE / "ncu.py"), lab, str(tools.out)], results="search"),
     ]
 
 
@@ -206,32 +233,17 @@ def _training(tools: Tools) -> list[Stage]:
 
 
 def _tests(tools: Tools) -> list[Stage]:
-    # Named one by one: of a stage that is stopped the log then tells what has passed and what has failed.
-    tests = [*PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb", "short", "tests/cuda"]
-    device = (
-        {"QCSE_CUDA_DEVICE": "cpu", "QCSE_CUDA_PROBLEMS": "10"} if flag("DRY_RUN") else {"QCSE_CUDA_DEVICE": "cuda"}
-    )
-    compared = "random_problem or size or separate or batch or values or half or strides or fewer"
-    compared += " or gpu_nets or gpu_policy or gpu_random or gpu_update"
     others = ["--implementations", "qcse", "torch-naive", "torch-cdist", "flashlib"]
     others += ["--sizes", "4096x17", "65536x17", "256x17", "65536x111", "1024x17"]
     return [
-        Stage(
-            "cuda tests",
-            75,
-            [*tests, "-n", "4", "--dist", "worksteal", "-k", "not memory"],
-            rehearsal=[*tests, "-k", compared],
-            # Else each of the four would take all cores for the CPU's answers.
-            environment=device if flag("DRY_RUN") else device | {"OMP_NUM_THREADS": "4"},
-        ),
         # By itself: what is free on the GPU is not for one process alone to say.
-        Stage("cuda tests, memory", 20, [*tests, "-k", "memory"], environment=device),
-        _sanitize(str(tools.lab), "memcheck", 40),
-        _sanitize(str(tools.lab), "racecheck", 45),
+        Stage("cuda tests, memory", 15, [*_cuda_tests(), "-k", "memory"], environment=_device()),
+        _sanitize(str(tools.lab), "memcheck", 35),
+        _sanitize(str(tools.lab), "racecheck", 40),
         Stage(
             "other libraries",
-            40,
-            [*BENCH, "cuda", *others, "--budget", "34"],
+            35,
+            [*BENCH, "cuda", *others, "--budget", "29"],
             rehearsal=[*BENCH, "cpu", "--sizes", "256x17"],
             results="search",
         ),

@@ -261,7 +261,8 @@ def conservative_loss(
     floor = -math.inf if floor is None else floor
     function: Any = _ConservativeLoss
     settings: tuple[Any, ...] = (target, offsets, bound, weight, temperature, floor, include_data, bf16)
-    if registration.has_kernel("conservative_head", states):
+    # (Of every operator 'meta' has the shapes, which one of them is enough for.)
+    if not states.is_meta and registration.has_kernel("conservative_head", states):
         _check_all(states, actions, weights, biases, settings)
         function, settings = _ConservativeSteps, settings[:-1]
     loss, statistics = function.apply(states, actions, settings, len(weights), *weights, *biases)

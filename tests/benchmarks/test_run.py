@@ -23,11 +23,11 @@ def test_the_plan_is_in_order_and_fits(tools: Tools) -> None:
     stages = plan(tools, rest=False)
     order = [
         "smoke",
+        "cuda tests",
+        "training",
         "laboratory",
         "tuning",
         "ncu",
-        "training",
-        "cuda tests",
         "memcheck",
         "racecheck",
         "other libraries",
