@@ -151,7 +151,7 @@ def test_first_call_inside_a_capture() -> None:
     code = """
 import sys, torch, qcse_ext.bonus
 sys.path[:0] = sys.argv[1:]
-from test_batch_entropy import CALL, assert_same, drawn, on, run
+from test_gpu_batch_entropy import CALL, assert_same, drawn, on, run
 arguments = on("cuda", drawn(5))
 graph = torch.cuda.CUDAGraph()
 with torch.cuda.graph(graph):
