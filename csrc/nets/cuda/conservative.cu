@@ -1,5 +1,6 @@
 // The conservative loss of all critics of a seed and its gradient with respect to their values: a block for each seed,
 // so that the loss too is summed in the one launch and in a fixed order.
+#include "nets/cuda/block_sum.h"
 #include "nets/cuda/packs.h"
 #include "nets/cuda/pointwise.h"
 
@@ -13,11 +14,6 @@ struct Block {
 };
 constexpr int kTeam = 8;  // threads that share a state: three or four of its 31 actions each
 constexpr int kSums = 6;  // error, gap, q_data, q_uniform, q_policy, policy actions below the bound
-
-__device__ __forceinline__ float exponential(float a) { return expf(a); }
-__device__ __forceinline__ double exponential(double a) { return exp(a); }
-__device__ __forceinline__ float logarithm(float a) { return logf(a); }
-__device__ __forceinline__ double logarithm(double a) { return log(a); }
 
 template <typename T>
 __device__ __forceinline__ T team_sum(T a) {
