@@ -54,9 +54,9 @@ def fastest(records: Sequence[Record]) -> dict[Shape, Record]:
 
 
 def usable(document: Mapping[str, Any]) -> list[Record]:
-    """Exact, timed in earnest, of an ordinary search in float32."""
+    """Exact, timed in earnest, of an ordinary search in float32; each with the commit that was measured."""
     return [
-        r
+        {**r, "commit": document["machine"]["commit"]}
         for r in document["records"]
         if r.get("kernel") in PATHS and r.get("variant") != "rule" and r["exact"] and r["timing"] == "graph"
     ]

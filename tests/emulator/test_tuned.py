@@ -17,9 +17,14 @@ import tune
 
 
 def record(queries: int, n: int, dim: int, kernel: str, variant: str, ms: float, **other: Any) -> dict[str, Any]:
-    common = {"implementation": "qcse", "device": "made up", "commit": "0", "timing": "graph", "exact": True}
+    common = {"implementation": "qcse", "device": "made up", "timing": "graph", "exact": True}
     shape = {"batch": 1, "queries": queries, "n": n, "dim": dim, "capability": 0}  # the emulated GPU's
     return {**common, **shape, "kernel": kernel, "variant": variant, "median_ms": ms, **other}
+
+
+def document(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """As `make gpu-run` writes it."""
+    return {"machine": {"commit": "0"}, "facts": {}, "records": records}
 
 
 RECORDS = [
@@ -35,7 +40,7 @@ RECORDS = [
 
 
 def test_the_fastest_exact_variant_is_taken_and_the_rules_own_where_nothing_is_gained() -> None:
-    chosen = tune.fastest(tune.usable({"records": RECORDS}))
+    chosen = tune.fastest(tune.usable(document(RECORDS)))
     assert {shape[1:]: (r["kernel"], r["variant"]) for shape, r in chosen.items()} == {
         (64, 64, 8): ("small", "8/2/2/2"),
         (64, 64, 64): ("small", "16/1/4/1"),
@@ -60,7 +65,7 @@ def test_the_committed_header_is_what_the_committed_results_say(tmp_path: Path) 
 
 def test_a_file_without_measurements_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "search.json"
-    path.write_text(json.dumps({"records": [record(64, 64, 8, "small", "rule", 1.0)]}))
+    path.write_text(json.dumps(document([record(64, 64, 8, "small", "rule", 1.0)])))
     with pytest.raises(SystemExit):
         tune.main([str(path), "--header", str(tmp_path / "tuned.h")])
     assert "holds no exact record of a tile variant" in capsys.readouterr().err
@@ -71,7 +76,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
     """The kernels of an ordinary build with a header made from RECORDS."""
     folder = tmp_path_factory.mktemp("tuned")
     shutil.copytree(ROOT / "csrc", folder / "csrc")
-    (folder / "tuning.json").write_text(json.dumps({"records": RECORDS}))
+    (folder / "tuning.json").write_text(json.dumps(document(RECORDS)))
     header = folder / "csrc" / "knn" / "cuda" / "tuned.h"
     assert tune.main([str(folder / "tuning.json"), "--header", str(header)]) == 0
     return Emulator(build(folder / "csrc"))
