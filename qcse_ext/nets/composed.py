@@ -6,6 +6,7 @@ Layers are as in :func:`qcse_ext.nets.mlp.mlp`: 2 or more, weights ``[M, inputs,
 outputs]``.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,10 @@ __all__ = [
 ]
 
 _ALIGNED = 64  # numbers between which the kept activations of a layer begin: whole vectors
+
+# A product has a block for each tile of its result, about 64 x 64, whatever it sums over. So many keep a large GPU busy;
+# the sum over many rows of few small results is divided until there are as many, but not below so many rows.
+_TILE, _BLOCKS, _FEWEST_ROWS = 64, 512, 256
 
 
 def kept_numbers(nets: int, rows: int, weights: Sequence[Tensor]) -> int:
@@ -98,7 +103,7 @@ def mlp_backward(
     grad, weight_grads, bias_grads = _last_layer(y_grad, inputs[-1], weights[-1], parameters_wanted)
     for layer in range(len(weights) - 2, -1, -1):
         if parameters_wanted:
-            weight_grads.insert(0, torch.bmm(inputs[layer].mT, grad))
+            weight_grads.insert(0, _sum_over_rows(inputs[layer], grad))
         if layer > 0:
             grad = torch.bmm(grad, weights[layer].mT)
             _mask_(grad, inputs[layer], bias_grads, parameters_wanted)
@@ -116,7 +121,7 @@ def _last_layer(
             y_grad.contiguous(), hidden, weight, None, parameters_wanted
         )
         return grad, [weight_grad] if parameters_wanted else [], [bias_grad, last] if parameters_wanted else []
-    weight_grads = [torch.bmm(hidden.mT, y_grad)] if parameters_wanted else []
+    weight_grads = [_sum_over_rows(hidden, y_grad)] if parameters_wanted else []
     bias_grads = [y_grad.sum(1, keepdim=True)] if parameters_wanted else []
     grad = torch.bmm(y_grad, weight.mT)
     _mask_(grad, hidden, bias_grads, parameters_wanted)
@@ -128,6 +133,21 @@ def _mask_(grad: Tensor, hidden: Tensor, bias_grads: list[Tensor], parameters_wa
         bias_grads.insert(0, relu_backward_(grad, hidden))
     else:
         torch.ops.aten.threshold_backward.grad_input(grad, hidden, 0.0, grad_input=grad)
+
+
+def _sum_over_rows(x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of a layer's weight: x ``[M, R, inputs]``, grad ``[M, R, outputs]``, the result ``[M, inputs,
+    outputs]``."""
+    nets, rows, inputs = x.shape
+    outputs = grad.shape[-1]
+    blocks = nets * math.ceil(inputs / _TILE) * math.ceil(outputs / _TILE)
+    parts = 1
+    while blocks * parts < _BLOCKS and rows % (2 * parts) == 0 and rows // (2 * parts) >= _FEWEST_ROWS:
+        parts *= 2
+    if parts == 1:
+        return torch.bmm(x.mT, grad)
+    x, grad = (t.reshape(nets * parts, rows // parts, -1) for t in (x, grad))
+    return torch.bmm(x.mT, grad).view(nets, parts, inputs, outputs).sum(1)
 
 
 # --- Critics ----------------------------------------------------------------------------------------------------------
@@ -259,7 +279,7 @@ def conservative_backward(
     weight_grads, bias_grads = [weight_grad], [bias_grad, last]
     for layer in range(len(weights) - 2, 0, -1):
         below = step.hidden[layer - 1]
-        weight_grads.insert(0, torch.bmm(below.mT, grad))
+        weight_grads.insert(0, _sum_over_rows(below, grad))
         grad = torch.bmm(grad, weights[layer].mT)
         if layer > 1:
             bias_grads.insert(0, relu_backward_(grad, below))

@@ -66,10 +66,11 @@ def problem(seeds: int, members: int, n: int, layers: int, batch: int = 7, strid
 @pytest.mark.parametrize("outputs", [1, 5])
 @pytest.mark.parametrize("nets", [1, 3])
 @pytest.mark.parametrize("hidden", [[7], [4, 6], [4, 6, 3]])
-def test_networks(nets: int, hidden: list[int], outputs: int) -> None:
+@pytest.mark.parametrize("rows", [11, 1024, 1026])  # the weights' gradients: in one piece, in four, in two
+def test_networks(rows: int, nets: int, hidden: list[int], outputs: int) -> None:
     generator = torch.Generator().manual_seed(nets)
     weights, biases = parameters(nets, [5, *hidden, outputs], generator)
-    x = torch.randn(nets, 11, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    x = torch.randn(nets, rows, 5, generator=generator, dtype=torch.float64).requires_grad_()
     want = mlp_in_torch(x, weights, biases)
     y_grad = torch.randn(want.shape, generator=generator, dtype=torch.float64)
     grads = torch.autograd.grad(want, [x, *weights, *biases], y_grad)
@@ -81,6 +82,24 @@ def test_networks(nets: int, hidden: list[int], outputs: int) -> None:
         got = [*rest[0], *rest[1]]
         assert len(got) == (2 * len(weights) if parameters_wanted else 0)
         assert all(close(a, b) for a, b in zip(got, grads[1:])), (input_wanted, parameters_wanted)
+
+
+@pytest.mark.parametrize(("nets", "rows", "width", "parts"), [(2, 7936, 256, 16), (32, 7936, 256, 1), (1, 510, 8, 1)])
+def test_a_long_sum_of_few_results_is_divided(nets: int, rows: int, width: int, parts: int) -> None:
+    weights, biases = parameters(nets, [3, width, width, 1], torch.Generator().manual_seed(0), torch.float32)
+    x = torch.ones(nets, rows, 3)
+    y, kept = composed.mlp_forward(x, weights, biases, keep=True)
+    shapes: list[tuple[int, ...]] = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            if op is torch.ops.aten.bmm.default:
+                shapes.append((*args[0].shape, args[1].shape[-1]))
+            return op(*args, **(kwargs or {}))
+
+    with Products():
+        composed.mlp_backward(torch.ones_like(y), x, kept, weights, False, True)
+    assert (nets * parts, width, rows // parts, width) in shapes
 
 
 @pytest.mark.parametrize(("seeds", "members", "n", "layers"), SHAPES)
