@@ -91,7 +91,7 @@ floor: $(FLOOR)/.qcse-installed  ## build against the oldest torch that is suppo
 # What a machine with a GPU of this compute capability is given: OUT is the folder for what is found, KIT what was packed
 # beforehand. The script needs no make: python benchmarks/gpu/run.py
 GPU_ARCHITECTURE ?= 90
-export OUT KIT CORL DRY_RUN REST
+export OUT KIT CORL DRY_RUN REST STAGES
 lab: install  ## build the laboratory: the CUDA kernels without torch (needs nvcc, no GPU)
 	$(BIN)/python benchmarks/gpu/kit.py --lab-only --architecture $(GPU_ARCHITECTURE)
 

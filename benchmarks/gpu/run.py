@@ -1,6 +1,6 @@
 """Everything that a machine with an NVIDIA GPU is wanted for, in one command of at most 570 seconds (`make gpu-run`).
 
-[OUT=folder] [KIT=folder] [CORL=checkout] [DRY_RUN=1] [REST=1] python benchmarks/gpu/run.py
+[OUT=folder] [KIT=folder] [CORL=checkout] [DRY_RUN=1] [REST=1 | STAGES=names] python benchmarks/gpu/run.py
 
 It needs the Python and torch that are there, and no network, no make, no git and no virtual environment. What `make
 gpu-kit` packed elsewhere (KIT, by default build/gpu-kit) is used as it is; without it, or where it does not load, the
@@ -14,7 +14,8 @@ complete at any moment:
     training.json               updates per second beside CORL's and JAX's
     profile.ncu-rep.gz, profile.csv, profile_source.csv.gz   what Nsight Compute saw
 
-REST=1, a second command of at most 200 seconds: what the first did not finish, then more. DRY_RUN=1: prints the plan
+REST=1, a second command of at most 200 seconds: what the first did not finish, then more. STAGES="cuda tests,training":
+these alone, in this order, after a change that only they can judge. DRY_RUN=1: prints the plan
 and runs, on a machine without a GPU, every stage that can do without one.
 """
 
@@ -268,6 +269,21 @@ def _rest(tools: Tools) -> list[Stage]:
     ]
 
 
+def named(stages: list[Stage], names: str) -> list[Stage]:
+    """Those that a list with commas names, in its order."""
+    known = {stage.name: stage for stage in stages}
+    # Some names have a comma of their own.
+    ordered = sorted(known, key=len, reverse=True)
+    found, left = [], names.strip()
+    while left:
+        name = next((n for n in ordered if left == n or left.startswith(n + ",")), None)
+        if name is None:
+            sys.exit(f"run: STAGES has {left!r}; expected names with commas between them, of: {'; '.join(known)}")
+        found.append(known[name])
+        left = left[len(name) + 1 :].strip()
+    return found
+
+
 def fitted(stages: list[Stage], more: list[Stage], total_s: float) -> list[Stage]:
     """In order, those whose limits fit into the time together; then the others, and more, for the time that is left."""
     chosen: list[Stage] = []
@@ -342,7 +358,8 @@ def main() -> int:
         return build(sys.argv[2:])
     if sys.argv[1:]:
         sys.exit(
-            f"run: got {sys.argv[1:]}; expected no arguments: OUT, KIT, CORL, REST and DRY_RUN are in the environment"
+            f"run: got {sys.argv[1:]}; expected no arguments: OUT, KIT, CORL, REST, STAGES and DRY_RUN are in the "
+            "environment"
         )
     begin = time.monotonic()
     dry, rest = flag("DRY_RUN"), flag("REST")
@@ -353,7 +370,9 @@ def main() -> int:
     state = ROOT / "build" / ("gpu-rehearsed.json" if dry else "gpu-done.json")
     known = tools.environment["QCSE_COMMIT"]
     stages, more = plan(tools, rest=False), plan(tools, rest=True)
-    if rest:
+    if names := os.environ.get("STAGES"):
+        stages, more = named([*stages, *more], names), []
+    elif rest:
         stages, more = unfinished(state, [*stages, *more], dry, known), []
     missing = [] if tools.lab_ready else ["lab"]
     missing += [] if tools.extension_ready else ["extension"]

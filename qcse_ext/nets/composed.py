@@ -37,7 +37,7 @@ __all__ = [
 
 _ALIGNED = 64  # numbers between which the kept activations of a layer begin: whole vectors
 
-# A product has a block for each tile of its result, about 64 x 64, whatever it sums over. So many keep a large GPU busy;
+# A product has a block for each tile of its result, about 64 x 64, however much it sums. So many keep a large GPU busy;
 # the sum over many rows of few small results is divided until there are as many, but not below so many rows.
 _TILE, _BLOCKS, _FEWEST_ROWS = 64, 512, 256
 

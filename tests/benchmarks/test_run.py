@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import run
-from run import REST_S, TOTAL_S, Tools, fitted, plan
+from run import REST_S, TOTAL_S, Tools, fitted, named, plan
 from stages import ROOT, Stage, unfinished
 
 PREPARATION_S = 20  # laying the kit out and looking whether it loads
@@ -50,6 +50,19 @@ def test_the_second_command_does_what_the_first_left_and_then_the_rest(tools: To
     chosen = fitted([*left, *more], [], REST_S)
     assert [s.name for s in chosen[:2]] == ["racecheck", "initcheck"]
     assert sum(s.limit_s for s in chosen if not s.spare) <= REST_S and len(chosen) == len(more) + 1
+
+
+def test_stages_are_chosen_by_name(tools: Tools) -> None:
+    stages = [*plan(tools, rest=False), *plan(tools, rest=True)]
+    names = "cuda tests, memory,cuda tests, training beside JAX, TF32,training"
+    assert [s.name for s in named(stages, names)] == [
+        "cuda tests, memory",
+        "cuda tests",
+        "training beside JAX, TF32",
+        "training",
+    ]
+    with pytest.raises(SystemExit, match=r"STAGES has 'labour'; expected names .* smoke; facts"):
+        named(stages, "smoke,labour")
 
 
 def test_what_does_not_fit_gets_the_time_that_is_left() -> None:
