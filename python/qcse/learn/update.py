@@ -9,7 +9,6 @@ own counters are moved beside each replay.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from ..errors import QcseError
 from .agents.sac import SAC, Noise
 from .buffer import Batch, ReplayBuffer
 from .reward import IntrinsicReward
+from .side import SideStream
 from .streams import Streams
 
 WARM_UP = 3  # updates of each kind that run eagerly, so that everything that allocates once has done so
@@ -90,8 +90,7 @@ class UpdateStep:
         self._make_graph = make_graph
         if make_graph is not None:
             buffer.count_on_device()
-        on_gpu = make_graph is not None and buffer.device.type == "cuda"
-        self._side_stream = torch.cuda.Stream(buffer.device) if on_gpu else None
+        self._side = SideStream(buffer.device)  # of updates before a capture, which has a stream of its own as well
 
     def __call__(self, online: bool) -> dict[str, Tensor]:
         """One update of the given phase; returns its metrics, [S] each."""
@@ -102,8 +101,10 @@ class UpdateStep:
         captured = self.graphs.setdefault(kind, Captured())
         if captured.graph is None and captured.eager < WARM_UP:
             captured.eager += 1
-            with self._beside():
-                return self._eager(online)
+            with self._side.fork():
+                metrics = self._eager(online)
+            self._side.join()
+            return metrics
         if captured.graph is None:
             self._capture(captured, online)
         else:
@@ -174,29 +175,6 @@ class UpdateStep:
             ) from error
         captured.graph, captured.latest = graph, self.latest
         captured.counters = self.agent.updates - before[0], self.reward.updates - before[1]
-
-    def _beside(self) -> AbstractContextManager[object]:
-        """The stream that updates run on before a capture, which has one of its own as well."""
-        if self._side_stream is None:
-            return nullcontext()
-        return _Beside(self._side_stream)
-
-
-class _Beside(torch.cuda.StreamContext):
-    """The given stream as the current one, in order with what the current one did before and does after."""
-
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        super().__init__(stream)
-        self.outer = torch.cuda.current_stream(stream.device)
-        self.inner = stream
-
-    def __enter__(self) -> None:
-        self.inner.wait_stream(self.outer)
-        super().__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self.outer.wait_stream(self.inner)
 
 
 def capturable(config: Options, device: torch.device) -> bool:

@@ -26,6 +26,7 @@ from ..nets import (
 )
 from ..optimizer import make_adam, step_with_targets
 from ..reward import IntrinsicReward
+from ..side import SideStream
 from ..streams import Streams
 
 Noise = dict[str, Tensor]
@@ -63,6 +64,7 @@ class SAC:
         self.config = config
         self.action_dim = action_dim
         self.seeds, self.device = len(streams), streams.device
+        self.side = SideStream(streams.device)
         generators, net = streams.generators("initialisation"), config.net
         self.policy: Policy = self.make_policy(state_dim, generators)
         self.critics = Critics(
@@ -103,22 +105,28 @@ class SAC:
     def losses(self, batch: Batch, noise: Noise) -> Losses:
         """All losses of one update at the current parameters; 0 for policy and temperature unless it is their turn."""
         turn = self.policy_turn
-        with torch.set_grad_enabled(turn):
-            mean, log_std = self.policy(batch.observations)
         temperature = self.log_temperature.detach().exp()
-        critic_loss, multiplier_loss, metrics = self.critic_loss(batch, noise, mean, log_std, temperature)
-        metrics |= {"loss/critic": critic_loss.detach(), "policy/temperature": temperature}
-        policy_loss = temperature_loss = self.constant(0.0, critic_loss)
+        policy_loss = temperature_loss = self.constant(0.0, temperature)
+        of_policy: dict[str, Tensor] = {}
+        # The policy's loss and the critics' need the policy's output and nothing else of each other. Autograd takes
+        # each back on the stream on which it came.
+        with self.side.fork(), torch.set_grad_enabled(turn):
+            mean, log_std = self.policy(batch.observations)
+        self.side.join()
         if turn:
-            actions, log_prob = tanh_gaussian(mean, log_std, noise["policy"])
-            log_prob = log_prob.squeeze(-1)
-            policy_loss, mean_log_prob = self.policy_loss(batch, mean, log_std, actions, log_prob, temperature)
-            temperature_loss = self.log_temperature * -(log_prob.detach() + self.target_entropy).mean(-1)
-            metrics |= {
-                "loss/policy": policy_loss.detach(),
-                "loss/temperature": temperature_loss.detach(),
-                "policy/entropy": -mean_log_prob,
-            }
+            with self.side.fork():
+                actions, log_prob = tanh_gaussian(mean, log_std, noise["policy"])
+                log_prob = log_prob.squeeze(-1)
+                policy_loss, mean_log_prob = self.policy_loss(batch, mean, log_std, actions, log_prob, temperature)
+                temperature_loss = self.log_temperature * -(log_prob.detach() + self.target_entropy).mean(-1)
+                of_policy = {
+                    "loss/policy": policy_loss.detach(),
+                    "loss/temperature": temperature_loss.detach(),
+                    "policy/entropy": -mean_log_prob,
+                }
+        critic_loss, multiplier_loss, metrics = self.critic_loss(batch, noise, mean, log_std, temperature)
+        self.side.join()
+        metrics |= {"loss/critic": critic_loss.detach(), "policy/temperature": temperature} | of_policy
         return Losses(policy_loss, critic_loss, temperature_loss + multiplier_loss, metrics)
 
     def policy_loss(
@@ -219,6 +227,7 @@ class SAC:
         self.optimizer.zero_grad(set_to_none=True)
         learnt = [loss for loss in (losses.policy, losses.critic, losses.multipliers) if loss.requires_grad]
         torch.autograd.backward(learnt, [self.constant(1.0, loss) for loss in learnt])
+        self.side.join()
         step_with_targets(self.optimizer, *self.followers(), self.config.target_rate)
         self.updates += 1
         return losses.metrics
