@@ -99,15 +99,16 @@ def test_replays_leave_the_bits_of_eager_updates(algo: str, bonus: str, options:
 
 def test_the_policys_loss_is_taken_beside_the_critics(monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training("cal_ql", "none", False)
-    streams: dict[str, int] = {}
+    called: list[tuple[str, int]] = []
     for name in ("policy_loss", "critic_loss"):
         method = getattr(training.agent, name)
 
         def noted(*args: Any, name: str = name, method: Any = method) -> Any:
-            streams[name] = torch.cuda.current_stream().cuda_stream if DEVICE.type == "cuda" else 0
+            called.append((name, torch.cuda.current_stream().cuda_stream if DEVICE.type == "cuda" else 0))
             return method(*args)
 
         monkeypatch.setattr(training.agent, name, noted)
     training.phase(False)
-    assert list(streams) == ["policy_loss", "critic_loss"]  # in this order, or the one would wait for the other
-    assert (streams["policy_loss"] != streams["critic_loss"]) == (DEVICE.type == "cuda")
+    (first, beside), (second, main) = called[-2:]
+    assert (first, second) == ("policy_loss", "critic_loss")  # in this order, or the one would wait for the other
+    assert (beside != main) == (DEVICE.type == "cuda")
