@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qcse_ext.transitions import gather_transitions
 
+from .side import SideStream
 from .streams import Streams
 
 NO_RETURN = float("-inf")  # a Monte-Carlo return that is not known (yet): it bounds nothing
@@ -36,6 +37,23 @@ class Batch:
 
     def state_dict(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name).detach().cpu() for f in fields(self)}
+
+
+class BatchInProgress(Batch):
+    """A batch whose rewards are being changed on a side stream: whoever reads them comes after that."""
+
+    def __init__(self, batch: Batch, side: SideStream) -> None:
+        super().__init__(**{f.name: getattr(batch, f.name) for f in fields(batch)})
+        self._side = side
+
+    @property
+    def rewards(self) -> Tensor:
+        self._side.join()
+        return self._rewards
+
+    @rewards.setter
+    def rewards(self, rewards: Tensor) -> None:
+        self._rewards = rewards
 
 
 @dataclass

@@ -19,7 +19,7 @@ from ..config.algorithms.base import Options
 from ..config.bonuses import BONUSES
 from ..errors import QcseError
 from .agents.sac import SAC, Noise
-from .buffer import Batch, ReplayBuffer
+from .buffer import Batch, BatchInProgress, ReplayBuffer
 from .reward import IntrinsicReward
 from .side import SideStream
 from .streams import Streams
@@ -91,6 +91,7 @@ class UpdateStep:
         if make_graph is not None:
             buffer.count_on_device()
         self._side = SideStream(buffer.device)  # of updates before a capture, which has a stream of its own as well
+        self._bonus_side = SideStream(buffer.device)
 
     def __call__(self, online: bool) -> dict[str, Tensor]:
         """One update of the given phase; returns its metrics, [S] each."""
@@ -141,10 +142,13 @@ class UpdateStep:
         metrics: dict[str, Tensor] = {}
         if reward.active and (reward.online or config.bonus.transitions == "all"):
             offline = self.buffer.leading_offline(config.batch_size, config.offline_fraction)
-            metrics |= reward.add_to(batch, offline or 0)
+            with self._bonus_side.fork():  # what needs no rewards goes on meanwhile
+                metrics |= reward.add_to(batch, offline or 0)
+            batch = BatchInProgress(batch, self._bonus_side)
         self.agent.prepare(batch, online)
         noise = self.agent.draw_noise(self.streams, config.batch_size)
         metrics |= self.agent.update(batch, noise)
+        self._bonus_side.join()
         self.latest = (batch, noise)
         self._count(metrics)
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from qcse.config import TrainConfig, bonus_preset
 from qcse.config.commands import BenchArgs
 from qcse.errors import ConfigError, QcseError
 from qcse.learn.agents import AGENTS
-from qcse.learn.buffer import ReplayBuffer
+from qcse.learn.buffer import Batch, BatchInProgress, ReplayBuffer
+from qcse.learn.side import SideStream
 from qcse.learn.update import UpdateStep
 from qcse.runs.device import resolve_device
 from qcse.runs.trainer import Trainer
@@ -177,3 +179,19 @@ def test_a_named_gpu_becomes_the_current_one(monkeypatch) -> None:
     assert resolve_device("cpu:0") == torch.device("cpu:0") and not current
     monkeypatch.setattr(torch, "empty", lambda *shape, device: None)  # as if there were two GPUs
     assert resolve_device("cuda:1") == torch.device("cuda:1") and current == [torch.device("cuda:1")]
+
+
+def test_who_reads_the_rewards_waits_for_the_bonus() -> None:
+    class Side(SideStream):
+        joined = 0
+
+        def join(self) -> None:
+            self.joined += 1
+
+    side, names = Side(torch.device("cpu")), [f.name for f in fields(Batch)]
+    batch = Batch(**{name: torch.full((1, 4), float(i)) for i, name in enumerate(names)})
+    late = BatchInProgress(batch, side)
+    assert all(getattr(late, name) is getattr(batch, name) for name in names if name != "rewards") and side.joined == 0
+    assert late.rewards is batch.rewards and side.joined == 1
+    assert torch.equal(late.tail(1).rewards, batch.rewards[:, 1:]) and side.joined == 2
+    assert late.state_dict().keys() == batch.state_dict().keys() and side.joined == 3
