@@ -14,10 +14,10 @@ struct LayerArguments {
   std::vector<int64_t> widths;
   int64_t nets = 0;
 
-  // Throws unless weights[l] is [nets, inputs, outputs] and biases[l], where there are biases, is [nets, 1, outputs],
-  // for 2 to 16 layers, the first of which has `inputs`; with the dtype and device of `like`, which is the argument
-  // `name`. How many networks there are the first weight tells.
-  LayerArguments(const char* op, const std::vector<Tensor>& weights_, const std::vector<Tensor>* biases_,
+  // Throws unless weights[l] is [nets, inputs, outputs] and biases[l] is [nets, 1, outputs], for 2 to 16 layers, the
+  // first of which has `inputs`; with the dtype and device of `like`, which is the argument `name`. How many networks
+  // there are the first weight tells.
+  LayerArguments(const char* op, const std::vector<Tensor>& weights_, const std::vector<Tensor>& biases_,
                  const std::string& name, const Tensor& like, int64_t inputs, bool bf16) {
     constexpr int64_t kWidest = int64_t(1) << 21;  // the kernels count a chunk's bytes in 32 bits
     if (bf16 && like.scalar_type() != ScalarType::Float) fail(op, ": ", name, " must be float32 where bf16 is true");
@@ -25,9 +25,9 @@ struct LayerArguments {
       fail(op, ": bf16 is true, but this CPU lacks AVX512-BF16 or AVX512-VBMI2; expected false");
     }
     const size_t layers = weights_.size();
-    if (layers < 2 || layers > static_cast<size_t>(kMaxLayers) || (biases_ != nullptr && biases_->size() != layers)) {
+    if (layers < 2 || layers > static_cast<size_t>(kMaxLayers) || biases_.size() != layers) {
       fail(op, ": weights and biases must be as many, 2 to " + std::to_string(kMaxLayers) + ", got " +
-                   std::to_string(layers) + " and " + std::to_string(biases_ == nullptr ? layers : biases_->size()));
+                   std::to_string(layers) + " and " + std::to_string(biases_.size()));
     }
     nets = weights_[0].dim() == 3 ? weights_[0].size(0) : 0;
     for (size_t l = 0; l < layers; ++l) {
@@ -40,10 +40,8 @@ struct LayerArguments {
       const std::string index = std::to_string(l) + "]";
       expect(op, "weights[" + index, w, like, {nets, inputs, outputs}, std::nullopt, name);
       weights.push_back(torch::stable::contiguous(w));
-      if (biases_ != nullptr) {
-        expect(op, "biases[" + index, (*biases_)[l], like, {nets, 1, outputs}, std::nullopt, name);
-        biases.push_back(torch::stable::contiguous((*biases_)[l]));
-      }
+      expect(op, "biases[" + index, biases_[l], like, {nets, 1, outputs}, std::nullopt, name);
+      biases.push_back(torch::stable::contiguous(biases_[l]));
       widths.push_back(outputs);
       inputs = outputs;
     }

@@ -17,7 +17,7 @@ struct CriticArguments {
 
   CriticArguments(const char* op, const Tensor& states_, const Tensor& actions_, const std::vector<Tensor>& weights,
                   const std::vector<Tensor>& biases, bool bf16_)
-      : layers(op, weights, &biases, "states", states_, checked_inputs(op, states_, actions_), bf16_),
+      : layers(op, weights, biases, "states", states_, checked_inputs(op, states_, actions_), bf16_),
         states(torch::stable::contiguous(states_)),
         actions(torch::stable::contiguous(actions_)),
         seeds(states.size(0)),

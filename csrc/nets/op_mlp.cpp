@@ -16,7 +16,7 @@ struct MlpArguments {
   int64_t rows, inputs;
   bool is_double, bf16;
 
-  MlpArguments(const char* op, const Tensor& x_, const std::vector<Tensor>& weights, const std::vector<Tensor>* biases,
+  MlpArguments(const char* op, const Tensor& x_, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
                bool bf16_)
       : layers(op, weights, biases, "x", x_, checked_inputs(op, x_), bf16_),
         x(torch::stable::contiguous(x_)),
@@ -53,7 +53,7 @@ Mlp<T> describe(const MlpArguments& a, const std::vector<const T*>& weights, con
 
 std::tuple<Tensor, Tensor> mlp_forward_cpu(const Tensor& x, const std::vector<Tensor>& weights,
                                            const std::vector<Tensor>& biases, bool bf16, bool keep) {
-  const MlpArguments a("qcse::mlp_forward", x, weights, &biases, bf16);
+  const MlpArguments a("qcse::mlp_forward", x, weights, biases, bf16);
   Tensor y = torch::stable::new_empty(a.x, {a.layers.nets, a.rows, a.layers.widths.back()});
   Tensor hidden;
   const auto run = [&]<typename T>(T) {
@@ -66,13 +66,11 @@ std::tuple<Tensor, Tensor> mlp_forward_cpu(const Tensor& x, const std::vector<Te
   return {y, hidden};
 }
 
-std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_backward_cpu(const Tensor& y_grad, const Tensor& x,
-                                                                              const Tensor& hidden,
-                                                                              const std::vector<Tensor>& weights,
-                                                                              bool bf16, bool input_wanted,
-                                                                              bool parameters_wanted) {
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_backward_cpu(
+    const Tensor& y_grad, const Tensor& x, const Tensor& hidden, const std::vector<Tensor>& weights,
+    const std::vector<Tensor>& biases, bool bf16, bool input_wanted, bool parameters_wanted) {
   const char* op = "qcse::mlp_backward";
-  const MlpArguments a(op, x, weights, nullptr, bf16);
+  const MlpArguments a(op, x, weights, biases, bf16);
   expect(op, "y_grad", y_grad, x, {a.layers.nets, a.rows, a.layers.widths.back()}, std::nullopt, "x");
   const Tensor dense_grad = torch::stable::contiguous(y_grad), dense_hidden = torch::stable::contiguous(hidden);
   Tensor x_grad = input_wanted ? torch::stable::empty_like(a.x) : torch::stable::new_empty(a.x, {0});
@@ -106,7 +104,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> mlp_backward_cpu(co
 STABLE_TORCH_LIBRARY_FRAGMENT(qcse, m) {
   m.def("mlp_forward(Tensor x, Tensor[] weights, Tensor[] biases, bool bf16, bool keep) -> (Tensor y, Tensor hidden)");
   m.def(
-      "mlp_backward(Tensor y_grad, Tensor x, Tensor hidden, Tensor[] weights, bool bf16, "
+      "mlp_backward(Tensor y_grad, Tensor x, Tensor hidden, Tensor[] weights, Tensor[] biases, bool bf16, "
       "bool input_wanted, bool parameters_wanted) "
       "-> (Tensor x_grad, Tensor[] weight_grads, Tensor[] bias_grads)");
 }

@@ -9,49 +9,79 @@
 
 namespace qcse {
 
-// x = max(x + bias, 0) in place; with a state's part, which its `actions` rows share, max(x + (state + bias), 0).
+// x = max(x + bias, 0) in place.
 template <typename T>
-struct AddRelu {
+struct BiasRelu {
   int64_t nets = 0, rows = 0, width = 0;
-  int64_t actions = 1;       // rows = states * actions
-  T* x = nullptr;            // [M, R, width]
-  const T* state = nullptr;  // [M, R / actions, width] or null
-  const T* bias = nullptr;   // [M, width]
+  T* x = nullptr;           // [M, R, width]
+  const T* bias = nullptr;  // [M, width]
 };
 
-// h = max(x + bias, 0), or max(x, 0) without a bias; y = sum h * weight + last_bias. h takes the place of x where it is
-// to be kept; otherwise x stays as it is.
+// The first layer of critics, whose state's part the actions of a state share:
+//   h = max(action weight + (state + bias), 0)
+// A sum begins with the state's part and the bias, and takes the products in the order of the inputs, each added by a
+// fused multiply-add.
+template <typename T>
+struct ActionRelu {
+  int64_t nets = 0, rows = 0, width = 0;
+  int64_t actions = 1;        // of a state: rows = states * actions
+  int64_t inputs = 0;         // numbers of an action
+  int64_t members = 1;        // networks that share the actions, one behind the other
+  int64_t weight_step = 0;    // from one network's weight to the next
+  const T* action = nullptr;  // [M / members, R, inputs]
+  const T* weight = nullptr;  // [M, inputs, width]
+  const T* state = nullptr;   // [M, R / actions, width]
+  const T* bias = nullptr;    // [M, width]
+  T* h = nullptr;             // [M, R, width]
+};
+
+// y = sum h * weight + last_bias, of h = max(x + bias, 0), or max(x, 0) without a bias.
 template <typename T>
 struct ReluDot {
   int64_t nets = 0, rows = 0, width = 0;
-  T* x = nullptr;                // [M, R, width]
+  const T* x = nullptr;          // [M, R, width]
   const T* bias = nullptr;       // [M, width] or null
   const T* weight = nullptr;     // [M, width]
   const T* last_bias = nullptr;  // [M]
   T* y = nullptr;                // [M, R]
-  bool keep = false;
 };
 
-// grad = 0 where h <= 0, in place, and its sums over the actions of a state and over all rows.
+// grad = 0 where h <= 0, in place, and its sum over the rows.
 template <typename T>
 struct ReluGradient {
   int64_t nets = 0, rows = 0, width = 0;
-  int64_t actions = 1;      // rows = states * actions
-  const T* h = nullptr;     // [M, R, width]
-  T* grad = nullptr;        // [M, R, width]
-  T* state_grad = nullptr;  // [M, R / actions, width] or null
-  T* bias_grad = nullptr;   // [M, width]
+  const T* h = nullptr;    // [M, R, width]
+  T* grad = nullptr;       // [M, R, width]
+  T* bias_grad = nullptr;  // [M, width]
 };
 
-// The same behind a layer of one output, whose gradient is an outer product:
-//   g = y_grad * factor,  grad = h <= 0 ? 0 : g * weight
+// The gradient of the critics' first layer: g = h <= 0 ? 0 : grad, which is written nowhere, and its sums: over the
+// actions of a state, over all rows, and multiplied by each number of the actions.
+template <typename T>
+struct ActionReluGradient {
+  int64_t nets = 0, rows = 0, width = 0;
+  int64_t actions = 1;        // of a state: rows = states * actions
+  int64_t inputs = 0;         // numbers of an action
+  int64_t members = 1;        // networks that share the actions, one behind the other
+  int64_t weight_step = 0;    // from one network's weight to the next
+  const T* h = nullptr;       // [M, R, width]
+  const T* grad = nullptr;    // [M, R, width]
+  const T* action = nullptr;  // [M / members, R, inputs]
+  T* weight_grad = nullptr;   // [M, inputs, width]
+  T* state_grad = nullptr;    // [M, R / actions, width]
+  T* bias_grad = nullptr;     // [M, width]
+};
+
+// The gradient behind ReluDot, which for y is an outer product. h is computed again from x:
+//   g = y_grad * factor,  h = max(x + bias, 0),  grad = h <= 0 ? 0 : g * weight
 // and the sums over the rows: of grad, of g * h (the gradient of the last layer's weight), of g (of its bias).
 template <typename T>
 struct OuterReluGradient {
   int64_t nets = 0, rows = 0, width = 0;
   int64_t members = 1;          // networks that share a factor, one behind the other
   int64_t factor_step = 1;      // from one factor to the next; 0: there is one
-  const T* h = nullptr;         // [M, R, width]
+  const T* x = nullptr;         // [M, R, width]
+  const T* bias = nullptr;      // [M, width] or null: 0
   const T* y_grad = nullptr;    // [M, R]
   const T* factor = nullptr;    // [M / members] or null: 1
   const T* weight = nullptr;    // [M, width]

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from qcse_ext.nets.pointwise import (
+    action_relu,
+    action_relu_backward_,
     bias_relu_,
     conservative_head,
     outer_relu_backward,
     relu_backward_,
-    relu_dot_,
-    state_relu_,
-    state_relu_backward_,
+    relu_dot,
 )
 
 __all__ = [
@@ -52,7 +52,8 @@ def _padded(count: int) -> int:
 
 
 def _hidden_layers(kept: Tensor, nets: int, rows: int, weights: Sequence[Tensor]) -> list[Tensor]:
-    """The activations of each hidden layer [M, R, width], views of what is kept."""
+    """What is kept of each hidden layer [M, R, width], views: activations, but the last one's product where
+    :func:`relu_dot` takes it."""
     layers, at = [], 0
     for w in weights[:-1]:
         width = w.shape[-1]
@@ -79,7 +80,7 @@ def mlp_forward(
     for layer, weight in enumerate(weights[:-1]):
         x = torch.bmm(x, weight) if hidden is None else torch.bmm(x, weight, out=hidden[layer])
         if layer + 2 == len(weights) and weights[-1].shape[-1] == 1:
-            return relu_dot_(x, biases[layer], weights[-1], biases[-1], keep), kept
+            return relu_dot(x, biases[layer], weights[-1], biases[-1]), kept
         bias_relu_(x, biases[layer])
     return torch.baddbmm(biases[-1], x, weights[-1]), kept
 
@@ -90,6 +91,7 @@ def mlp_backward(
     x: Tensor,
     kept: Tensor,
     weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
     input_wanted: bool,
     parameters_wanted: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -100,7 +102,7 @@ def mlp_backward(
     """
     nets, rows, _ = x.shape
     inputs = [x, *_hidden_layers(kept, nets, rows, weights)]
-    grad, weight_grads, bias_grads = _last_layer(y_grad, inputs[-1], weights[-1], parameters_wanted)
+    grad, weight_grads, bias_grads = _last_layer(y_grad, inputs[-1], biases[-2], weights[-1], parameters_wanted)
     for layer in range(len(weights) - 2, -1, -1):
         if parameters_wanted:
             weight_grads.insert(0, _sum_over_rows(inputs[layer], grad))
@@ -112,13 +114,13 @@ def mlp_backward(
 
 
 def _last_layer(
-    y_grad: Tensor, hidden: Tensor, weight: Tensor, parameters_wanted: bool
+    y_grad: Tensor, hidden: Tensor, bias: Tensor, weight: Tensor, parameters_wanted: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The gradient in front of the last hidden layer's ReLU [M, R, width]; those of the last weight; of the last two
-    biases."""
+    biases. `hidden` is what is kept of that layer, `bias` is its own."""
     if weight.shape[-1] == 1:
         grad, bias_grad, weight_grad, last = outer_relu_backward(
-            y_grad.contiguous(), hidden, weight, None, parameters_wanted
+            y_grad.contiguous(), hidden, bias, weight, None, parameters_wanted
         )
         return grad, [weight_grad] if parameters_wanted else [], [bias_grad, last] if parameters_wanted else []
     weight_grads = [_sum_over_rows(hidden, y_grad)] if parameters_wanted else []
@@ -175,41 +177,36 @@ def pairs_of(states: Tensor, actions: Tensor, members: int) -> Tensor:
     return torch.cat(parts, -1).view(seeds * members, batch * count, -1)
 
 
-def _for_each_member(states: Tensor, actions: Tensor, members: int) -> tuple[Tensor, Tensor]:
-    """[S * E, B, D] and [S * E, B * n, A]: views where they are ones, otherwise one copy of both together."""
-    seeds, batch, dim = states.shape
-    flat_states, flat_actions = states.reshape(seeds, -1), actions.reshape(seeds, -1)
+def _for_each_member(states: Tensor, members: int) -> Tensor:
+    """[S * E, B, D]: a view where it is one, otherwise a copy."""
+    seeds = len(states)
     if seeds > 1 and members > 1:
-        both = [x.unsqueeze(1).expand(-1, members, -1) for x in (flat_states, flat_actions)]
-        copy = torch.cat(both, -1).view(seeds * members, -1)
-        flat_states, flat_actions = copy.split([batch * dim, copy.shape[1] - batch * dim], -1)
-    else:
-        flat_states, flat_actions = (x.expand(seeds * members, -1) for x in (flat_states, flat_actions))
-    return flat_states.unflatten(-1, (batch, dim)), flat_actions.unflatten(-1, (-1, actions.shape[-1]))
+        return torch.stack([states] * members, 1).flatten(0, 1)
+    return states.expand(seeds * members, -1, -1)
 
 
-def _first_layer(states: Tensor, actions: Tensor, weight: Tensor, bias: Tensor, batch: int) -> Tensor:
-    """What stands behind the first ReLU, [S * E, B * n, width], of what _for_each_member gave."""
-    nets, rows, _ = actions.shape
-    dim, width = states.shape[-1], weight.shape[-1]
-    hidden = torch.bmm(actions, weight[:, dim:])
-    state_relu_(hidden.view(nets, batch, rows // batch, width), torch.bmm(states, weight[:, :dim]), bias)
-    return hidden
+def _first_layer(states: Tensor, actions: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What stands behind the first ReLU, [S * E, B * n, width], of states [S * E, B, D], actions [S, B, n, A]."""
+    dim = states.shape[-1]
+    return action_relu(actions, weight[:, dim:], torch.bmm(states, weight[:, :dim]), bias)
 
 
-def _values(
-    hidden: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], keep: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """The layers behind the first, whose output is given: Q [S * E, B * n, 1], and each hidden layer's activations."""
+def _values(hidden: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The layers behind the first, whose activations are given: Q [S * E, B * n, 1]; and of each hidden layer its
+    activations, but of the last one, if it is not the first, the product without bias and ReLU."""
     kept = [hidden]
     last = len(weights) - 1
     for layer in range(1, last):
         x = torch.bmm(kept[-1], weights[layer])
-        if layer == last - 1:
-            return relu_dot_(x, biases[layer], weights[last], biases[last], keep), [*kept, x]
-        bias_relu_(x, biases[layer])
         kept.append(x)
-    return relu_dot_(hidden, None, weights[last], biases[last], False), kept
+        if layer < last - 1:
+            bias_relu_(x, biases[layer])
+    return relu_dot(kept[-1], _bias_behind(biases), weights[last], biases[last]), kept
+
+
+def _bias_behind(biases: Sequence[Tensor]) -> Tensor | None:
+    """The bias that what _values keeps of the last hidden layer lacks."""
+    return biases[-2] if len(biases) > 2 else None
 
 
 @torch.no_grad()
@@ -220,8 +217,8 @@ def critic_values(states: Tensor, actions: Tensor, weights: Sequence[Tensor], bi
     if count == 1:  # nothing to share: the whole first layer is one product
         q = mlp_forward(pairs_of(states, actions, members), weights, biases)[0]
     else:
-        rows = _for_each_member(states, actions, members)
-        q = _values(_first_layer(*rows, weights[0], biases[0], batch), weights, biases, False)[0]
+        hidden = _first_layer(_for_each_member(states, members), actions, weights[0], biases[0])
+        q = _values(hidden, weights, biases)[0]
     return q.view(seeds, members, batch, count)
 
 
@@ -231,8 +228,8 @@ class ConservativeStep:
 
     q_grad: Tensor  # [S, E, B, 1 + 3n], at a gradient of the loss of 1
     states: Tensor  # [S * E, B, D]
-    actions: Tensor  # [S * E, B (1 + 3n), A]
-    hidden: list[Tensor]  # of each hidden layer [S * E, B (1 + 3n), width]
+    actions: Tensor  # [S, B, 1 + 3n, A]
+    hidden: list[Tensor]  # of each hidden layer [S * E, B (1 + 3n), width], as _values keeps them
 
     def tensors(self) -> list[Tensor]:
         """All of them, in order; the last is ``[S * E, B (1 + 3n), width]``."""
@@ -257,24 +254,23 @@ def conservative_forward(
     :func:`qcse_ext.nets.pointwise.conservative_head`, and what the way back needs. A floor of -inf is none."""
     seeds, batch, count, _ = actions.shape
     members = weights[0].shape[0] // seeds
-    rows = _for_each_member(states, actions, members)
-    hidden = _first_layer(*rows, weights[0], biases[0], batch)
-    q, kept = _values(hidden, weights, biases, True)
+    states, actions = _for_each_member(states, members), actions.contiguous()
+    q, kept = _values(_first_layer(states, actions, weights[0], biases[0]), weights, biases)
     loss, statistics, q_grad = conservative_head(
         q.view(seeds, members, batch, count), target, offsets, bound, weight, temperature, floor, include_data
     )
-    return loss, statistics, ConservativeStep(q_grad, *rows, kept)
+    return loss, statistics, ConservativeStep(q_grad, states, actions, kept)
 
 
 @torch.no_grad()
 def conservative_backward(
-    step: ConservativeStep, weights: Sequence[Tensor], loss_grad: Tensor | None
+    step: ConservativeStep, weights: Sequence[Tensor], biases: Sequence[Tensor], loss_grad: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The gradients of ``sum(loss_grad * loss)`` for weights ``[S * E, inputs, outputs]`` and biases ``[S * E, 1,
     outputs]``; loss_grad ``[S]``, None: 1."""
-    nets, rows, _ = step.actions.shape
+    nets, rows, _ = step.hidden[-1].shape
     grad, bias_grad, weight_grad, last = outer_relu_backward(
-        step.q_grad.view(nets, rows, 1), step.hidden[-1], weights[-1], loss_grad, True
+        step.q_grad.view(nets, rows, 1), step.hidden[-1], _bias_behind(biases), weights[-1], loss_grad, True
     )
     weight_grads, bias_grads = [weight_grad], [bias_grad, last]
     for layer in range(len(weights) - 2, 0, -1):
@@ -290,13 +286,11 @@ def conservative_backward(
 
 
 def _first_layer_backward(step: ConservativeStep, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of the first layer's weight and bias; grad [S * E, B * n, width] is changed."""
-    nets, batch, dim = step.states.shape
-    shape = (nets, batch, -1, weight.shape[-1])
-    state_grad, bias_grad = state_relu_backward_(grad.view(shape), step.hidden[0].view(shape))
+    """The gradients of the first layer's weight and bias; grad [S * E, B * n, width]."""
+    dim = step.states.shape[-1]
     weight_grad = weight.new_empty(weight.shape)
+    state_grad, bias_grad = action_relu_backward_(weight_grad[:, dim:], grad, step.hidden[0], step.actions)
     torch.bmm(step.states.mT, state_grad, out=weight_grad[:, :dim])
-    torch.bmm(step.actions.mT, grad, out=weight_grad[:, dim:])
     return weight_grad, bias_grad
 
 
@@ -317,4 +311,4 @@ def conservative_loss(
     weights, those of the biases."""
     settings = (target, offsets, bound, weight, temperature, floor, include_data)
     _, statistics, step = conservative_forward(states, actions, weights, biases, *settings)
-    return statistics, *conservative_backward(step, weights, None)
+    return statistics, *conservative_backward(step, weights, biases, None)

@@ -384,7 +384,7 @@ class _ConservativeSteps(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         weights, biases = parameters[:layers], parameters[layers:]
         loss, statistics, step = composed.conservative_forward(states, actions, weights, biases, *settings)
-        ctx.save_for_backward(*step.tensors(), *weights)
+        ctx.save_for_backward(*step.tensors(), *weights, *biases)
         ctx.layers = layers
         ctx.set_materialize_grads(False)  # none of the statistics has one
         ctx.mark_non_differentiable(statistics)
@@ -396,9 +396,10 @@ class _ConservativeSteps(torch.autograd.Function):
         if loss_grad is None:  # to `composed` that would be a gradient of 1
             return tuple(None for _ in ctx.needs_input_grad)
         tensors = ctx.saved_tensors
-        (q_grad, states, actions, *hidden), weights = tensors[: -ctx.layers], tensors[-ctx.layers :]
+        (q_grad, states, actions, *hidden), parameters = tensors[: -2 * ctx.layers], tensors[-2 * ctx.layers :]
+        weights, biases = parameters[: ctx.layers], parameters[ctx.layers :]
         step = composed.ConservativeStep(q_grad, states, actions, hidden)
-        weight_grads, bias_grads = composed.conservative_backward(step, weights, loss_grad)
+        weight_grads, bias_grads = composed.conservative_backward(step, weights, biases, loss_grad)
         return None, None, None, None, *weight_grads, *bias_grads
 
 
@@ -443,5 +444,5 @@ def _conservative_loss_composed(
     return composed.conservative_loss(states, actions, weights, biases, *settings)
 
 
-compose("critic_values", "CUDA", "state_relu_", _critic_values_composed)
+compose("critic_values", "CUDA", "action_relu", _critic_values_composed)
 compose("conservative_loss", "CUDA", "conservative_head", _conservative_loss_composed)

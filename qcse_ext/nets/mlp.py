@@ -176,19 +176,20 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bf16: bool, layers: int, *parameters: Tensor) -> Tensor:
         y, hidden = torch.ops.qcse.mlp_forward(x, parameters[:layers], parameters[layers:], bf16, True)
-        ctx.save_for_backward(x, hidden, *parameters[:layers])
-        ctx.bf16 = bf16
+        ctx.save_for_backward(x, hidden, *parameters)
+        ctx.bf16, ctx.layers = bf16, layers
         return cast(Tensor, y)
 
     @staticmethod
     @once_differentiable("mlp")
     def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden, *weights = ctx.saved_tensors
+        x, hidden, *parameters = ctx.saved_tensors
+        weights, biases = parameters[: ctx.layers], parameters[ctx.layers :]
         x_wanted, parameters_wanted = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:])
         x_grad, weight_grads, bias_grads = torch.ops.qcse.mlp_backward(
-            y_grad, x, hidden, weights, ctx.bf16, x_wanted, parameters_wanted
+            y_grad, x, hidden, weights, biases, ctx.bf16, x_wanted, parameters_wanted
         )
-        none = [None] * (2 * len(weights))
+        none = [None] * len(parameters)
         return x_grad if x_wanted else None, None, None, *([*weight_grads, *bias_grads] or none)
 
 
@@ -215,6 +216,7 @@ def _mlp_backward_fake(
     x: Tensor,
     hidden: Tensor,
     weights: list[Tensor],
+    biases: list[Tensor],
     bf16: bool,
     input_wanted: bool,
     parameters_wanted: bool,
@@ -241,6 +243,7 @@ def _mlp_backward_composed(
     x: Tensor,
     hidden: Tensor,
     weights: list[Tensor],
+    biases: list[Tensor],
     bf16: bool,
     input_wanted: bool,
     parameters_wanted: bool,
@@ -249,7 +252,7 @@ def _mlp_backward_composed(
     nets, rows, _ = x.shape
     expect("mlp", "y_grad", y_grad, (nets, rows, weights[-1].shape[-1]), ("x", x))
     expect("mlp", "hidden", hidden, (composed.kept_numbers(nets, rows, weights),), ("x", x))
-    return composed.mlp_backward(y_grad, x, hidden, weights, input_wanted, parameters_wanted)
+    return composed.mlp_backward(y_grad, x, hidden, weights, biases, input_wanted, parameters_wanted)
 
 
 compose("mlp_forward", "CUDA", "bias_relu_", _mlp_forward_composed)

@@ -3,8 +3,8 @@
 For devices whose products are a library's (CUDA: cuBLAS's): :mod:`qcse_ext.nets.composed` makes the networks'
 operators of those products and of these. Each function computes its operator where one is registered for the device,
 and its definition in plain torch elsewhere. M networks have R rows each; h is what a ReLU gave. Float32 and float64,
-and nothing is empty. No gradient flows; a function whose name ends in an underscore changes its first argument, which
-is contiguous.
+and nothing is empty. No gradient flows; a function whose name ends in an underscore changes its first argument. What a
+function changes, and activations and their gradients, are contiguous.
 """
 
 import math
@@ -16,13 +16,13 @@ from qcse_ext import registration
 from qcse_ext.registration import register_fake, without_autograd
 
 __all__ = [
+    "action_relu",
+    "action_relu_backward_",
     "bias_relu_",
     "conservative_head",
     "outer_relu_backward",
     "relu_backward_",
-    "relu_dot_",
-    "state_relu_",
-    "state_relu_backward_",
+    "relu_dot",
 ]
 
 
@@ -42,40 +42,52 @@ def bias_relu_(x: Tensor, bias: Tensor) -> None:
         x.add_(bias).relu_()
 
 
-def state_relu_(x: Tensor, state: Tensor, bias: Tensor) -> None:
-    """``x = max(x + (state + bias), 0)``: the first layer of critics, whose state's half n actions share.
+def action_relu(actions: Tensor, weight: Tensor, state: Tensor, bias: Tensor) -> Tensor:
+    """``max(actions weight + (state + bias), 0)``: the first layer of critics, whose state's half n actions share.
 
     Args:
-        x: the actions' half, ``[M, B, n, W]``.
-        state: ``[M, B, W]``.
+        actions: ``[F, B, n, A]``, of M / F networks that follow each other.
+        weight: the actions' half, ``[M, A, W]``; networks may lie apart, as in a view of the whole weight.
+        state: the product of the states and their half, ``[M, B, W]``, contiguous.
         bias: ``[M, 1, W]``.
+
+    Returns:
+        ``[M, B * n, W]``.
     """
-    if registration.has_kernel("state_relu_", x):
-        torch.ops.qcse.state_relu_(x, state, bias)
-    else:
-        x.add_((state + bias).unsqueeze(2)).relu_()
+    if registration.has_kernel("action_relu", state):
+        h: Tensor = torch.ops.qcse.action_relu(actions, weight, state, bias)
+        return h
+    nets, batch, width = state.shape
+    products = torch.bmm(_for_networks(actions, nets), weight).view(nets, batch, -1, width)
+    return products.add_((state + bias).unsqueeze(2)).relu_().view(nets, -1, width)
 
 
-def relu_dot_(x: Tensor, bias: Tensor | None, weight: Tensor, last_bias: Tensor, keep: bool) -> Tensor:
-    """The last ReLU and the layer of one output behind it: ``h = max(x + bias, 0)``, returned ``h weight + last_bias``.
+def _for_networks(actions: Tensor, nets: int) -> Tensor:
+    """``[F, B, n, A]`` as ``[M, B * n, A]``."""
+    flat = actions.flatten(1, 2)
+    return flat.unsqueeze(1).expand(-1, nets // len(flat), -1, -1).flatten(0, 1)
+
+
+def relu_dot(x: Tensor, bias: Tensor | None, weight: Tensor, last_bias: Tensor) -> Tensor:
+    """The last ReLU and the layer of one output behind it: ``max(x + bias, 0) weight + last_bias``.
 
     Args:
-        x: ``[M, R, W]``; h takes its place where that is to be kept, otherwise it stays.
+        x: ``[M, R, W]``.
         bias: ``[M, 1, W]``; None: 0.
         weight: ``[M, W, 1]``.
         last_bias: ``[M, 1, 1]``.
-        keep: whether h is needed.
 
     Returns:
         ``[M, R, 1]``.
     """
-    if registration.has_kernel("relu_dot_", x):
-        y: Tensor = torch.ops.qcse.relu_dot_(x, bias, weight, last_bias, keep)
+    if registration.has_kernel("relu_dot", x):
+        y: Tensor = torch.ops.qcse.relu_dot(x, bias, weight, last_bias)
         return y
-    h = torch.relu(x if bias is None else x + bias)
-    if keep:
-        x.copy_(h)
-    return torch.baddbmm(last_bias, h, weight)
+    return torch.baddbmm(last_bias, _activated(x, bias), weight)
+
+
+def _activated(x: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.relu(x if bias is None else x + bias)
 
 
 # --- Backward ---------------------------------------------------------------------------------------------------------
@@ -96,30 +108,38 @@ def relu_backward_(grad: Tensor, h: Tensor) -> Tensor:
     return grad.masked_fill_(h <= 0, 0.0).sum(1, keepdim=True)
 
 
-def state_relu_backward_(grad: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """``grad = 0`` where ``h <= 0``.
+def action_relu_backward_(weight_grad: Tensor, grad: Tensor, h: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of :func:`action_relu`, of ``g = grad``, 0 where ``h <= 0``; g is written nowhere.
 
     Args:
-        grad, h: ``[M, B, n, W]``.
+        weight_grad: becomes that of the weight, ``[M, A, W]``; networks may lie apart, as in a view of the whole
+            weight's.
+        grad, h: ``[M, B * n, W]``.
+        actions: ``[F, B, n, A]``, of M / F networks that follow each other.
 
     Returns:
-        Its sum over the actions, ``[M, B, W]``, and over states and actions, ``[M, 1, W]``.
+        The sum of g over the actions of a state, ``[M, B, W]``, and over all rows, ``[M, 1, W]``.
     """
-    if registration.has_kernel("state_relu_backward_", grad):
-        state_grad, bias_grad = torch.ops.qcse.state_relu_backward_(grad, h)
+    if registration.has_kernel("action_relu_backward_", grad):
+        state_grad, bias_grad = torch.ops.qcse.action_relu_backward_(weight_grad, grad, h, actions)
         return state_grad, bias_grad
-    state_grad = grad.masked_fill_(h <= 0, 0.0).sum(2)
+    g = grad.masked_fill(h <= 0, 0.0)
+    torch.bmm(_for_networks(actions, len(g)).mT, g, out=weight_grad)
+    state_grad = g.unflatten(1, actions.shape[1:3]).sum(2)
     return state_grad, state_grad.sum(1, keepdim=True)
 
 
 def outer_relu_backward(
-    y_grad: Tensor, h: Tensor, weight: Tensor, factor: Tensor | None, sums: bool
+    y_grad: Tensor, x: Tensor, bias: Tensor | None, weight: Tensor, factor: Tensor | None, sums: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradient behind a layer of one output: ``g = y_grad * factor``, ``grad = g * weight``, 0 where ``h <= 0``.
+    """The gradient of :func:`relu_dot`: ``g = y_grad * factor``, ``grad = g * weight``, 0 where its h is.
+
+    ``h = max(x + bias, 0)`` is computed again, which costs less than to have kept it.
 
     Args:
         y_grad: ``[M, R, 1]``.
-        h: ``[M, R, W]``.
+        x: ``[M, R, W]``.
+        bias: ``[M, 1, W]``; None: 0.
         weight: ``[M, W, 1]``.
         factor: ``[F]``, one for every M / F networks that follow each other; None: 1.
         sums: whether the parameters' gradients are wanted; otherwise they are empty.
@@ -128,10 +148,10 @@ def outer_relu_backward(
         grad ``[M, R, W]``, its sum over the rows ``[M, 1, W]``, the gradients of the weight ``[M, W, 1]`` and of the
         layer's bias ``[M, 1, 1]``.
     """
-    if registration.has_kernel("outer_relu_backward", h):
-        results = torch.ops.qcse.outer_relu_backward(y_grad, h, weight, factor, sums)
+    if registration.has_kernel("outer_relu_backward", x):
+        results = torch.ops.qcse.outer_relu_backward(y_grad, x, bias, weight, factor, sums)
         return results[0], results[1], results[2], results[3]
-    g = y_grad
+    g, h = y_grad, _activated(x, bias)
     if factor is not None:
         g = g * factor.repeat_interleave(len(h) // len(factor)).view(-1, 1, 1)
     grad = (g * weight.mT).masked_fill_(h <= 0, 0.0)
@@ -212,13 +232,14 @@ def _bias_relu_fake(x: Tensor, bias: Tensor) -> None:
     return None
 
 
-@register_fake("state_relu_")
-def _state_relu_fake(x: Tensor, state: Tensor, bias: Tensor) -> None:
-    return None
+@register_fake("action_relu")
+def _action_relu_fake(actions: Tensor, weight: Tensor, state: Tensor, bias: Tensor) -> Tensor:
+    nets, states, width = state.shape
+    return state.new_empty(nets, states * actions.shape[2], width)
 
 
-@register_fake("relu_dot_")
-def _relu_dot_fake(x: Tensor, bias: Tensor | None, weight: Tensor, last_bias: Tensor, keep: bool) -> Tensor:
+@register_fake("relu_dot")
+def _relu_dot_fake(x: Tensor, bias: Tensor | None, weight: Tensor, last_bias: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:2], 1)
 
 
@@ -227,19 +248,19 @@ def _relu_backward_fake(grad: Tensor, h: Tensor) -> Tensor:
     return grad.new_empty(grad.shape[0], 1, grad.shape[2])
 
 
-@register_fake("state_relu_backward_")
-def _state_relu_backward_fake(grad: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    nets, states, _, width = grad.shape
-    return grad.new_empty(nets, states, width), grad.new_empty(nets, 1, width)
+@register_fake("action_relu_backward_")
+def _action_relu_backward_fake(weight_grad: Tensor, grad: Tensor, h: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    nets, _, width = grad.shape
+    return grad.new_empty(nets, actions.shape[1], width), grad.new_empty(nets, 1, width)
 
 
 @register_fake("outer_relu_backward")
 def _outer_relu_backward_fake(
-    y_grad: Tensor, h: Tensor, weight: Tensor, factor: Tensor | None, sums: bool
+    y_grad: Tensor, x: Tensor, bias: Tensor | None, weight: Tensor, factor: Tensor | None, sums: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    nets, _, width = h.shape
-    some = (h.new_empty(nets, 1, width), h.new_empty(nets, width, 1), h.new_empty(nets, 1, 1))
-    return h.new_empty(h.shape), *(some if sums else _no_sums(h))
+    nets, _, width = x.shape
+    some = (x.new_empty(nets, 1, width), x.new_empty(nets, width, 1), x.new_empty(nets, 1, 1))
+    return x.new_empty(x.shape), *(some if sums else _no_sums(x))
 
 
 @register_fake("conservative_head")

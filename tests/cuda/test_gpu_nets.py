@@ -125,11 +125,13 @@ def test_what_is_not_finite_shows_where_it_does_in_the_definition(bad: float, dt
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("width", [1, 7, 8, 64, 132, 256])
 def test_fused_operators_are_their_definitions(width: int, shift: int, dtype: torch.dtype) -> None:
-    nets, states, n = 3, 85, 4
+    nets, states, n, inputs = 3, 85, 4, 6
 
     def given(device: str) -> list[Tensor]:
-        """[M, R, W] twice, [M, B, W], [M, 1, W], [M, W, 1], [M, R, 1], [M, 1, 1]; shifted, none is aligned."""
+        """[M, R, W] twice, [M, B, W], [M, 1, W], [M, W, 1], [M, R, 1], [M, 1, 1], [M, 2 A, W], [M, B, n, A]; shifted,
+        none is aligned."""
         shapes = [(states * n, width)] * 2 + [(states, width), (1, width), (width, 1), (states * n, 1), (1, 1)]
+        shapes += [(2 * inputs, width), (states, n, inputs)]
         made = []
         for i, s in enumerate(shapes):
             x = torch.zeros(nets * math.prod(s) + shift, dtype=dtype, device=device)[shift:].view(nets, *s)
@@ -138,26 +140,48 @@ def test_fused_operators_are_their_definitions(width: int, shift: int, dtype: to
         return made
 
     def run(device: str) -> list[Tensor]:
-        x, h, state, bias, column, row, one = given(device)
-        four = (nets, states, n, width)
-        results = []
-        for keep, first in itertools.product((False, True), (None, bias)):
-            y = x.clone()
-            results += [pointwise.relu_dot_(y, first, column, one, keep), y]
-        results += pointwise.outer_relu_backward(row, h, column, one.flatten(), True)
-        results += pointwise.outer_relu_backward(row, h, column, one[0, 0].expand(3), True)
-        results += pointwise.outer_relu_backward(row, h, column, None, False)[:1]
-        a, b, c, d = (x.clone() for _ in range(4))
+        x, h, state, bias, column, row, one, whole, actions = given(device)
+        weight, results = whole[:, inputs:], []
+        for first in (None, bias):
+            results.append(pointwise.relu_dot(x, first, column, one))
+            results += pointwise.outer_relu_backward(row, x, first, column, one.flatten(), True)
+        results += pointwise.outer_relu_backward(row, h, None, column, one[0, 0].expand(3), True)
+        results += pointwise.outer_relu_backward(row, h, None, column, None, False)[:1]
+        for shared in (actions, actions[:1]):  # each network's, and all networks'
+            results.append(pointwise.action_relu(shared, weight, state, bias))
+            results.append(pointwise.action_relu(shared, weight.mT.contiguous().mT, state, bias))
+            made = whole.clone()
+            results += [*pointwise.action_relu_backward_(made[:, inputs:], x, h, shared), made]
+        a, c = x.clone(), x.clone()
         pointwise.bias_relu_(a, bias)
-        pointwise.state_relu_(b.view(four), state, bias)
-        results += [pointwise.relu_backward_(c, h), *pointwise.state_relu_backward_(d.view(four), h.view(four))]
-        return [*results, a, b, c, d]
+        return [*results, pointwise.relu_backward_(c, h), a, c, x]
 
     got, want = run(DEVICE), run("cpu")
     tolerance = 2e-5 if dtype == torch.float32 else 1e-12
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         assert torch.allclose(a.cpu(), b, rtol=tolerance, atol=tolerance * (1.0 + b.abs().max().item())), i
     assert same(got, run(DEVICE))
+
+
+@every_type
+@pytest.mark.parametrize("inputs", [1, 8, 9, 24, 40])
+@pytest.mark.parametrize(("nets", "states", "n", "width"), [(2, 256, 31, 256), (64, 9, 31, 256), (6, 33, 1, 300)])
+def test_first_layer_at_its_shapes(nets: int, states: int, n: int, width: int, inputs: int, dtype: torch.dtype) -> None:
+    """Slabs narrow and wide, more numbers of an action than a thread adds up or a block stages."""
+    actions, whole = normal(0, nets // 2, states, n, inputs), normal(1, nets, inputs + 3, width)
+    state, bias, grad = normal(2, nets, states, width), normal(3, nets, 1, width), normal(4, nets, states * n, width)
+    h = pointwise.action_relu(actions, whole[:, 3:], state, bias)
+
+    def run(device: str, dtype: torch.dtype) -> list[Tensor]:
+        a, w, s, b, g, kept = (t.to(dtype).to(device, copy=True) for t in (actions, whole, state, bias, grad, h))
+        forward = pointwise.action_relu(a, w[:, 3:], s, b)
+        return [forward, *pointwise.action_relu_backward_(w[:, 3:], g, kept, a), w]
+
+    got, want = run(DEVICE, dtype), run("cpu", torch.float64)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+    for x, y in zip(got, want, strict=True):
+        assert (x.cpu().double() - y).norm() <= tolerance * y.norm()
+    assert same(got, run(DEVICE, dtype))
 
 
 @on_gpu
@@ -182,7 +206,7 @@ def test_graph_replay_with_changed_inputs() -> None:
 
 
 @on_gpu
-@pytest.mark.parametrize(("shape", "expected"), [(SHAPES[0], (5, 6, 12, 6)), (SHAPES[1], (6, 7, 13, 6))])
+@pytest.mark.parametrize(("shape", "expected"), [(SHAPES[0], (4, 5, 10, 6)), (SHAPES[1], (5, 6, 11, 6))])
 def test_launches(shape: tuple, expected: tuple[int, int, int, int]) -> None:
     """tests/ops/test_composed.py counts torch's operations; here are the GPU's. A product may be more than one: cuBLAS
     can split a sum, and clear what it counts in."""
@@ -239,7 +263,16 @@ assert torch.equal(on_gpu[0].cpu(), x)
         (lambda x: pointwise.relu_backward_(x.half(), x.half()), "grad must be float32 or float64"),
         (lambda x: pointwise.relu_backward_(x, x.double()), r"h must have the dtype of grad \(float32\)"),
         (lambda x: pointwise.relu_backward_(x[:0], x[:0]), "not be empty"),
-        (lambda x: pointwise.outer_relu_backward(x[..., :1], x, x[:, 0, :, None], x[:2, 0, 0], True), "a divisor of 3"),
+        (
+            lambda x: pointwise.outer_relu_backward(x[..., :1], x, None, x[:, 0, :, None], x[:2, 0, 0], True),
+            "divisor of 3",
+        ),
+        (lambda x: pointwise.action_relu(x[:2, None], x, x, x[:, :1]), "actions must have shape .* F a divisor of 3"),
+        (lambda x: pointwise.action_relu(x[:, :, None], x, x, x[:, :1]), r"weight must have shape \[3, 6, 6\]"),
+        (
+            lambda x: pointwise.action_relu_backward_(x[:, :1].mT.expand(3, 6, 6), x, x, x[:, :, None]),
+            "weight_grad must be contiguous but for its first dimension",
+        ),
         (lambda x: torch.ops.qcse.mlp_forward(x, [x.mT], [x[:, :1, :5]], False, False), "2 to 16 layers"),
         (lambda x: torch.ops.qcse.mlp_forward(x, [x.mT, x], [x[:, :1, :5], x[:, :1]], True, False), "bf16=False"),
         (lambda x: torch.ops.qcse.critic_values(x, x[:, :, None], [x.mT, x], [x[:, :1, :5], x[:, :1]]), "weights"),

@@ -42,20 +42,28 @@ class Arrays {
 
 template <typename T>
 qcse::cuda::Status launch(const std::string& name, const int64_t* n, const Arrays<T>& a, const double* settings) {
-  if (name == "add_relu") {
-    return qcse::cuda::launch(qcse::AddRelu<T>{n[0], n[1], n[2], n[3], a.at(0), a.at(1), a.at(2)}, nullptr);
+  if (name == "bias_relu") {
+    return qcse::cuda::launch(qcse::BiasRelu<T>{n[0], n[1], n[2], a.at(0), a.at(1)}, nullptr);
+  }
+  if (name == "action_relu") {
+    return qcse::cuda::launch(
+        qcse::ActionRelu<T>{n[0], n[1], n[2], n[3], n[4], n[5], n[6], a.at(0), a.at(1), a.at(2), a.at(3), a.at(4)},
+        nullptr);
   }
   if (name == "relu_dot") {
-    return qcse::cuda::launch(
-        qcse::ReluDot<T>{n[0], n[1], n[2], a.at(0), a.at(1), a.at(2), a.at(3), a.at(4), settings[0] != 0}, nullptr);
+    return qcse::cuda::launch(qcse::ReluDot<T>{n[0], n[1], n[2], a.at(0), a.at(1), a.at(2), a.at(3), a.at(4)}, nullptr);
   }
   if (name == "relu_gradient") {
-    return qcse::cuda::launch(qcse::ReluGradient<T>{n[0], n[1], n[2], n[3], a.at(0), a.at(1), a.at(2), a.at(3)},
+    return qcse::cuda::launch(qcse::ReluGradient<T>{n[0], n[1], n[2], a.at(0), a.at(1), a.at(2)}, nullptr);
+  }
+  if (name == "action_relu_gradient") {
+    return qcse::cuda::launch(qcse::ActionReluGradient<T>{n[0], n[1], n[2], n[3], n[4], n[5], n[6], a.at(0), a.at(1),
+                                                          a.at(2), a.at(3), a.at(4), a.at(5)},
                               nullptr);
   }
   if (name == "outer_relu_gradient") {
     return qcse::cuda::launch(qcse::OuterReluGradient<T>{n[0], n[1], n[2], n[3], n[4], a.at(0), a.at(1), a.at(2),
-                                                         a.at(3), a.at(4), a.at(5), a.at(6), a.at(7)},
+                                                         a.at(3), a.at(4), a.at(5), a.at(6), a.at(7), a.at(8)},
                               nullptr);
   }
   if (name == "conservative_head") {

@@ -12,10 +12,12 @@ from emulated import Array, Emulator, same_bits
 # What is done with each array of a contract in csrc/nets/pointwise.h, in the order of its fields: r(ead), w(ritten) or
 # b(oth).
 ROLES = {
-    "add_relu": "brr",
-    "relu_dot": "brrrw",
-    "relu_gradient": "rbww",
-    "outer_relu_gradient": "rrrrwwww",
+    "bias_relu": "br",
+    "action_relu": "rrrrw",
+    "relu_dot": "rrrrw",
+    "relu_gradient": "rbw",
+    "action_relu_gradient": "rrrbww",
+    "outer_relu_gradient": "rrrrrwwww",
     "conservative_head": "rrrrrwww",
 }
 
@@ -43,7 +45,7 @@ def call(emulator: Emulator, c: Case) -> list[Array | None]:
         "emulator_nets",
         c.name.encode(),
         int(kind == np.float64),
-        (ctypes.c_int64 * 5)(*c.sizes),
+        (ctypes.c_int64 * 7)(*c.sizes),
         ROLES[c.name].encode(),
         (ctypes.c_void_p * len(kept))(*[None if a is None else a.ctypes.data for a in kept]),
         (ctypes.c_int64 * len(kept))(*[0 if a is None else a.size for a in kept]),
@@ -68,20 +70,35 @@ def expected(c: Case) -> list[tuple[int, Array, bool]]:
     """Position of each result among the arrays, its value, and whether it must be met in every bit."""
     with np.errstate(all="ignore"):
         return {
-            "add_relu": add_relu,
+            "bias_relu": bias_relu,
+            "action_relu": action_relu,
             "relu_dot": relu_dot,
             "relu_gradient": relu_gradient,
+            "action_relu_gradient": action_relu_gradient,
             "outer_relu_gradient": outer_relu_gradient,
             "conservative_head": conservative_head,
         }[c.name](c)
 
 
-def add_relu(c: Case) -> list[tuple[int, Array, bool]]:
-    x, state, bias = c.arrays
+def bias_relu(c: Case) -> list[tuple[int, Array, bool]]:
+    x, bias = c.arrays
     assert x is not None and bias is not None
-    if state is None:
-        return [(0, relu(x + bias[:, None]), True)]
-    return [(0, relu(x + np.repeat(state + bias[:, None], c.sizes[3], 1)), True)]
+    return [(0, relu(x + bias[:, None]), True)]
+
+
+def actions_of(c: Case, action: Array) -> Array:
+    """[M, R, inputs]."""
+    return np.repeat(action.astype(np.float64), c.sizes[5], 0)
+
+
+def action_relu(c: Case) -> list[tuple[int, Array, bool]]:
+    action, weight, state, bias, h = c.arrays
+    assert action is not None and weight is not None and state is not None and bias is not None and h is not None
+    nets, _, width, actions, inputs, _, step = c.sizes
+    own = weight.reshape(nets, step)[:, : inputs * width].reshape(nets, inputs, width)
+    # The sum begins with one number of the array's type.
+    begun = np.repeat(state + bias[:, None], actions, 1)
+    return [(4, relu((begun + actions_of(c, action) @ own.astype(np.float64)).astype(h.dtype)), False)]
 
 
 def relu_dot(c: Case) -> list[tuple[int, Array, bool]]:
@@ -89,34 +106,42 @@ def relu_dot(c: Case) -> list[tuple[int, Array, bool]]:
     assert x is not None and weight is not None and last_bias is not None
     h = relu(x if bias is None else x + bias[:, None])
     y = (h.astype(np.float64) * weight[:, None]).sum(-1) + last_bias[:, None]
-    return [(0, h if c.settings[0] else x, True), (4, y, False)]
+    return [(0, x, True), (4, y, False)]
 
 
 def relu_gradient(c: Case) -> list[tuple[int, Array, bool]]:
-    h, grad, state_grad, _ = c.arrays
-    nets, rows, width, actions = c.sizes
+    h, grad, _ = c.arrays
     assert h is not None and grad is not None
     found = masked(grad, h)
-    results = [(1, found, True), (3, found.astype(np.float64).sum(1), False)]
-    if state_grad is not None:
-        sums = found.astype(np.float64).reshape(nets, rows // actions, actions, width).sum(2)
-        results.append((2, sums, False))
-    return results
+    return [(1, found, True), (2, found.astype(np.float64).sum(1), False)]
+
+
+def action_relu_gradient(c: Case) -> list[tuple[int, Array, bool]]:
+    h, grad, action, weight_grad, _, _ = c.arrays
+    assert h is not None and grad is not None and action is not None and weight_grad is not None
+    nets, rows, width, actions, inputs, _, step = c.sizes
+    found = masked(grad, h).astype(np.float64)
+    weights = weight_grad.reshape(nets, step).astype(np.float64)
+    weights[:, : inputs * width] = (actions_of(c, action).transpose(0, 2, 1) @ found).reshape(nets, -1)
+    state_grad = found.reshape(nets, rows // actions, actions, width).sum(2)
+    return [(1, grad, True), (3, weights, False), (4, state_grad, False), (5, found.sum(1), False)]
 
 
 def outer_relu_gradient(c: Case) -> list[tuple[int, Array, bool]]:
-    h, y_grad, factor, weight, _, bias_grad, _, _ = c.arrays
-    assert h is not None and y_grad is not None and weight is not None
+    x, bias, y_grad, factor, weight, _, bias_grad, _, _ = c.arrays
+    assert x is not None and y_grad is not None and weight is not None
+    h = relu(x if bias is None else x + bias[:, None])
     g = y_grad if factor is None else y_grad * np.repeat(factor, c.sizes[3] if c.sizes[4] else len(h))[:, None]
     grad = masked(g[..., None] * weight[:, None], h)
     if bias_grad is None:
-        return [(4, grad, True)]
+        return [(5, grad, True)]
     g = g.astype(np.float64)
     return [
-        (4, grad, True),
-        (5, grad.astype(np.float64).sum(1), False),
-        (6, (g[..., None] * h).sum(1), False),
-        (7, g.sum(1), False),
+        (0, x, True),
+        (5, grad, True),
+        (6, grad.astype(np.float64).sum(1), False),
+        (7, (g[..., None] * h).sum(1), False),
+        (8, g.sum(1), False),
     ]
 
 
@@ -180,26 +205,52 @@ def case(name: str, seed: int, dtype: type, sizes: tuple[int, ...] | None = None
         sizes = (2, 3, 70, 4) if name == "conservative_head" else (2, 60, 20, 3)
     if name == "conservative_head":
         return head_case(rng, seed, dtype, sizes, shift)
-    nets, rows, width, actions = sizes
-    h = relu(normal(nets, rows, width))
+    nets, rows, width, _ = sizes
     option = seed % 2 == 1
-    if name == "add_relu":
-        state = normal(nets, rows // actions, width) if option else None
-        return Case(name, sizes, [normal(nets, rows, width), state, normal(nets, width)], (), shift)
+    if name == "bias_relu":
+        return Case(name, sizes[:3], [normal(nets, rows, width), normal(nets, width)], (), shift)
     if name == "relu_dot":
         bias = None if seed % 4 == 2 else normal(nets, width)
         arrays = [normal(nets, rows, width), bias, normal(nets, width), normal(nets), unwritten(nets, rows)]
-        return Case(name, sizes, arrays, (float(option),), shift)
+        return Case(name, sizes[:3], arrays, (), shift)
     if name == "relu_gradient":
-        state_grad = unwritten(nets, rows // actions, width) if option else None
-        sizes = sizes if option else (*sizes[:3], 1)
-        return Case(name, sizes, [h, normal(nets, rows, width), state_grad, unwritten(nets, width)], (), shift)
+        h = relu(normal(nets, rows, width))
+        return Case(name, sizes[:3], [h, normal(nets, rows, width), unwritten(nets, width)], (), shift)
+    if name.startswith("action_relu"):
+        return action_case(name, rng, seed, dtype, sizes, shift)
     sums = [unwritten(nets, width), unwritten(nets, width), unwritten(nets)] if seed % 4 != 2 else [None] * 3
     members = max(nets // 2, 1) if seed % 4 == 3 else 1
     step = 1 if seed % 4 == 3 else int(rng.integers(2))
     factor = normal(nets // members if step else 1) if option else None
-    arrays = [h, normal(nets, rows), factor, normal(nets, width), unwritten(nets, rows, width), *sums]
-    return Case(name, (nets, rows, width, members, step), arrays, (), shift)
+    bias = None if seed % 4 == 0 else normal(nets, width)
+    inputs = [normal(nets, rows, width), bias, normal(nets, rows), factor, normal(nets, width)]
+    return Case(name, (nets, rows, width, members, step), [*inputs, unwritten(nets, rows, width), *sums], (), shift)
+
+
+def action_case(
+    name: str, rng: np.random.Generator, seed: int, dtype: type, sizes: tuple[int, ...], shift: int
+) -> Case:
+    """The first layer of critics, or its gradient: few numbers for each action, more than a thread's, or than are
+    staged at a time; all networks share the actions, or pairs do, or each has its own."""
+    nets, rows, width, actions = sizes
+    inputs = (6, 1, 9, 33)[seed % 4]
+    members = nets if seed % 3 == 0 else 2 if seed % 3 == 1 and nets % 2 == 0 else 1
+    step = (inputs + seed % 2) * width + (3 if seed % 4 == 3 else 0)  # as in a view of the whole weight, or odd
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape).astype(dtype)
+
+    def unwritten(*shape: int) -> Array:
+        return np.full(shape, 777, dtype)
+
+    action, states = normal(nets // members, rows, inputs), rows // actions
+    if name == "action_relu":
+        rest = [normal(nets, states, width), normal(nets, width), unwritten(nets, rows, width)]
+        arrays = [action, normal(nets * step), *rest]
+    else:
+        rest = [unwritten(nets * step), unwritten(nets, states, width), unwritten(nets, width)]
+        arrays = [relu(normal(nets, rows, width)), normal(nets, rows, width), action, *rest]
+    return Case(name, (*sizes, inputs, members, step), arrays, (), shift)
 
 
 def head_case(rng: np.random.Generator, seed: int, dtype: type, sizes: tuple[int, ...], shift: int) -> Case:
@@ -245,7 +296,7 @@ def problems() -> list[Case]:
               (2, 1300, 8, 1), (1, 2600, 4, 2)]  # fmt: skip
     for dtype in (np.float32, np.float64):
         for number, sizes in enumerate(shapes):
-            for name in list(ROLES)[:4]:
+            for name in list(ROLES)[:-1]:
                 for option in range(4 if number < 4 else 2):
                     found.append(case(name, 4 * number + option, dtype, sizes, shift=number % 3 % 2))
         found.append(case("outer_relu_gradient", 3, dtype, (4, 20, 8, 1)))  # two networks share a factor
@@ -253,12 +304,29 @@ def problems() -> list[Case]:
             for option in range(3):
                 found.append(case("conservative_head", 5 * number + option, dtype, sizes, shift=number % 2))
         found += [spoilt(seed, dtype) for seed in range(6)]
-    for name in ("add_relu", "relu_dot"):  # a NaN passes a ReLU
+    # Enough networks for wide slabs.
+    for name in ("relu_gradient", "action_relu_gradient", "outer_relu_gradient"):
+        for sizes in ((130, 6, 36, 3), (44, 40, 90, 20), (64, 70, 64, 70)):
+            found.append(case(name, 3, np.float32 if sizes[2] != 90 else np.float64, sizes))
+    for width in (300, 260):  # more than one slab forward
+        found.append(case("action_relu", 0, np.float32, (2, 70, width, 7)))
+    found.append(case("action_relu", 0, np.float32, (1, 12, 68, 4)))
+    found.append(case("action_relu", 0, np.float32, (128, 43 * 17, 4, 17)))  # two rounds
+    for name in ("bias_relu", "relu_dot"):  # a NaN passes a ReLU
         c = case(name, 1, np.float32)
         assert c.arrays[0] is not None
         c.arrays[0][0, 2, 5], c.arrays[0][0, 3, 5], c.arrays[0][0, 4, 5] = np.nan, np.inf, -np.inf
         found.append(c)
-    c = case("relu_gradient", 1, np.float32)
-    assert c.arrays[0] is not None and c.arrays[1] is not None
-    c.arrays[0][0, 2, 5] = c.arrays[1][0, 3, 6] = np.nan
+    c = case("action_relu", 0, np.float32)
+    assert c.arrays[0] is not None and c.arrays[2] is not None
+    c.arrays[0][0, 2, 5] = c.arrays[2][1, 3, 7] = np.nan
+    found.append(c)
+    for name in ("relu_gradient", "action_relu_gradient"):
+        c = case(name, 1, np.float32)
+        assert c.arrays[0] is not None and c.arrays[1] is not None
+        c.arrays[0][0, 2, 5] = c.arrays[1][0, 3, 6] = c.arrays[1][1, 4, 5] = np.nan
+        found.append(c)
+    c = case("outer_relu_gradient", 1, np.float32)
+    assert c.arrays[0] is not None
+    c.arrays[0][0, 2, 5] = np.nan
     return [*found, c]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from emulated import Emulator, EmulatorError, same_bits
-from emulated_nets import Case, call, case, problems, wrong
+from emulated_nets import ROLES, Case, call, case, problems, wrong
 
 SCHEDULES = 6
 
@@ -17,7 +17,7 @@ def test_problem(emulator: Emulator, name: str, number: int) -> None:
     assert wrong(emulator, problems()[number]) is None
 
 
-@pytest.mark.parametrize("name", ["add_relu", "relu_dot", "relu_gradient", "outer_relu_gradient", "conservative_head"])
+@pytest.mark.parametrize("name", ROLES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_schedule_does_not_matter(emulator: Emulator, name: str, dtype: type) -> None:
     c = case(name, 3, dtype)
@@ -32,8 +32,7 @@ def test_the_schedule_does_not_matter(emulator: Emulator, name: str, dtype: type
 
 
 def test_a_grid_that_is_too_large_is_refused(emulator: Emulator) -> None:
-    c = case("add_relu", 0, np.float32)
-    for name in ("add_relu", "relu_dot", "relu_gradient", "outer_relu_gradient", "conservative_head"):
+    for name in ROLES:
         c = case(name, 0, np.float32)
         sizes = (1 << 32, *c.sizes[1:])
         with pytest.raises(EmulatorError, match=f"nets_{name}_kernel: .* more than 2147483647 blocks"):

@@ -249,7 +249,7 @@ def test_mlp(problem: tuple[list[Any], bool], want_input: bool, want_parameters:
     if h.isfinite().all() and h.abs().max() < 1e30:
         tolerance = 1e-3 if x.dtype == torch.float32 else 1e-9
         torch.testing.assert_close(y.double(), h, rtol=tolerance, atol=tolerance * float(1 + h.detach().abs().max()))
-    backward = [torch.ones_like(y), x, hidden if keep else torch.randn_like(hidden), weights, False]
+    backward = [torch.ones_like(y), x, hidden if keep else torch.randn_like(hidden), weights, biases, False]
     answer(OPS.mlp_backward, [*backward, want_input, want_parameters], bool(keep))
 
 
@@ -260,7 +260,7 @@ def wrong_hiddens(draw: st.DrawFn) -> list[Any]:
     y, hidden = OPS.mlp_forward(x, weights, biases, False, True)
     anything = tensor(draw, tuple(hidden.shape), hidden.dtype, draw(st.sampled_from(CONTENTS)), "dense")
     anything[0, 0, -1, -1] = draw(st.sampled_from([0.0, 1.0, 2.0, -1.0, 0.5, 1e9, math.nan, math.inf]))
-    arguments = [y, x, anything, weights, False, True, True]
+    arguments = [y, x, anything, weights, biases, False, True, True]
     bend(draw, arguments)
     return arguments
 

@@ -77,7 +77,7 @@ def test_networks(rows: int, nets: int, hidden: list[int], outputs: int) -> None
     y, kept = composed.mlp_forward(x, weights, biases, keep=True)
     assert close(y, want) and close(composed.mlp_forward(x, weights, biases)[0], want)
     for input_wanted, parameters_wanted in itertools.product((True, False), repeat=2):
-        x_grad, *rest = composed.mlp_backward(y_grad, x, kept, weights, input_wanted, parameters_wanted)
+        x_grad, *rest = composed.mlp_backward(y_grad, x, kept, weights, biases, input_wanted, parameters_wanted)
         assert close(x_grad, grads[0]) if input_wanted else x_grad.numel() == 0
         got = [*rest[0], *rest[1]]
         assert len(got) == (2 * len(weights) if parameters_wanted else 0)
@@ -121,11 +121,51 @@ def test_conservative_loss(seeds: int, members: int, n: int, layers: int, stride
     floor = -math.inf if p["floor"] is None else p["floor"]
     loss, statistics, step = composed.conservative_forward(**settings, floor=floor)
     assert close(loss, want_loss) and close(statistics, torch.stack(list(want.values())))
-    got = composed.conservative_backward(step, p["weights"], loss_grad)
+    got = composed.conservative_backward(step, p["weights"], p["biases"], loss_grad)
     assert all(close(a, b) for a, b in zip([*got[0], *got[1]], grads, strict=True))
     statistics, *got = composed.conservative_loss(**settings, floor=floor)
     grads = torch.autograd.grad(conservative_loss_in_torch(**p)[0].sum(), [*p["weights"], *p["biases"]])
     assert all(close(a, b) for a, b in zip([*got[0], *got[1]], grads, strict=True))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_the_first_layer_is_autograds(groups: int) -> None:
+    generator = torch.Generator().manual_seed(groups)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    actions, whole, bias = normal(groups, 7, 4, 3), normal(6, 8, 5), normal(6, 1, 5).requires_grad_()
+    weight, state = whole[:, 5:].detach().requires_grad_(), normal(6, 7, 5).requires_grad_()
+    each = actions.repeat_interleave(6 // groups, 0)
+    want = (torch.einsum("mbnk,mkw->mbnw", each, weight) + (state + bias).unsqueeze(2)).relu().flatten(1, 2)
+    h = pointwise.action_relu(actions, whole[:, 5:], state.detach(), bias.detach())
+    assert close(h, want)
+    grad = normal(6, 28, 5)
+    kept, weight_grad = grad.clone(), torch.full((6, 8, 5), 7.0, dtype=torch.float64)
+    got = pointwise.action_relu_backward_(weight_grad[:, 5:], grad, h, actions)
+    grads = torch.autograd.grad(want, (weight, state, bias), grad)
+    assert close(weight_grad[:, 5:], grads[0]) and bool((weight_grad[:, :5] == 7).all())
+    assert close(got[0], grads[1]) and close(got[1], grads[2]) and torch.equal(grad, kept)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_the_last_layers_are_autograds(with_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, bias, weight, last, y_grad = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in ((4, 9, 6), (4, 1, 6), (4, 6, 1), (4, 1, 1), (4, 9, 1))
+    )
+    want = torch.relu(x + bias if with_bias else x) @ weight + last
+    factor = torch.tensor([2.0, -3.0], dtype=torch.float64)
+    plain = [t.detach() for t in (x, bias, weight, last, y_grad)]
+    given = plain[1] if with_bias else None
+    assert close(pointwise.relu_dot(plain[0], given, *plain[2:4]), want)
+    g = plain[4] * factor.repeat_interleave(2).view(4, 1, 1)
+    grads = torch.autograd.grad(want, (x, weight, last), g)
+    got = pointwise.outer_relu_backward(plain[4], plain[0], given, plain[2], factor, True)
+    wanted = (grads[0], grads[0].sum(1, keepdim=True), *grads[1:])
+    assert all(close(a, b) for a, b in zip(got, wanted, strict=True)) and torch.equal(plain[0], x)
 
 
 @pytest.mark.parametrize("place", ["data", "uniform", "policy", "offset", "bound", "every offset", "target"])
@@ -218,12 +258,12 @@ def launches(call: Callable[[], object]) -> int:
 
 # Of E = 2 critics of two hidden layers, whose seeds are 1 or more; then of networks.
 LAUNCHES = {
-    "values": (5, 6),
+    "values": (4, 5),
     "values of one action": (5, 5),
     "values with a gradient": (5, 5),
     "gradient of values": (5, 5),
-    "conservative loss": (6, 7),
-    "gradient of the conservative loss": (6, 6),
+    "conservative loss": (5, 6),
+    "gradient of the conservative loss": (5, 5),
 }
 OF_NETWORKS = {
     ((4, 6), 5): {"forward": 6, "parameters": 8, "input": 5, "both": 9},
@@ -248,7 +288,7 @@ def test_launches_of_critics(seeds: int) -> None:
         "values with a gradient": launches(
             lambda: composed.mlp_forward(composed.pairs_of(*one[:2], 2), *net[2:], True)
         ),
-        "gradient of values": launches(lambda: composed.mlp_backward(y_grad, pairs, kept, net[2], False, True)),
+        "gradient of values": launches(lambda: composed.mlp_backward(y_grad, pairs, kept, *net[2:], False, True)),
         "conservative loss": launches(lambda: conservative_loss(**p)),
     }
     loss = conservative_loss(**p)[0]
@@ -283,7 +323,7 @@ def test_launches_of_networks(hidden: tuple[int, ...], outputs: int) -> None:
     y, kept = composed.mlp_forward(x, weights, biases, True)
     found = {"forward": launches(lambda: composed.mlp_forward(x, weights, biases, True))}
     for name, wanted in {"parameters": (False, True), "input": (True, False), "both": (True, True)}.items():
-        found[name] = launches(lambda wanted=wanted: composed.mlp_backward(y, x, kept, weights, *wanted))
+        found[name] = launches(lambda wanted=wanted: composed.mlp_backward(y, x, kept, weights, biases, *wanted))
     assert found == OF_NETWORKS[hidden, outputs]
 
 
@@ -321,16 +361,17 @@ def test_opcheck() -> None:
     p = problem(2, 2, 2, 3)
     x, h = torch.randn(4, 6, 8), torch.randn(4, 6, 8).relu()
     bias, column = torch.randn(4, 1, 8), torch.randn(4, 8, 1)
+    actions, weight = torch.randn(2, 3, 2, 3), torch.randn(4, 8, 8)
     ops = torch.ops.qcse
     calls = [
         (ops.bias_relu_, (x, bias)),
-        (ops.state_relu_, (x.view(4, 3, 2, 8), torch.randn(4, 3, 8), bias)),
-        (ops.relu_dot_, (x, bias, column, torch.randn(4, 1, 1), True)),
-        (ops.relu_dot_, (x, None, column, torch.randn(4, 1, 1), False)),
+        (ops.action_relu, (actions, weight[:, 5:], torch.randn(4, 3, 8), bias)),
+        (ops.relu_dot, (x, bias, column, torch.randn(4, 1, 1))),
+        (ops.relu_dot, (x, None, column, torch.randn(4, 1, 1))),
         (ops.relu_backward_, (x, h)),
-        (ops.state_relu_backward_, (x.view(4, 3, 2, 8), h.view(4, 3, 2, 8))),
-        (ops.outer_relu_backward, (x[..., :1].contiguous(), h, column, None, True)),
-        (ops.outer_relu_backward, (x[..., :1].contiguous(), h, column, torch.randn(2), False)),
+        (ops.action_relu_backward_, (weight[:, 5:], x, h, actions)),
+        (ops.outer_relu_backward, (x[..., :1].contiguous(), x, bias, column, None, True)),
+        (ops.outer_relu_backward, (x[..., :1].contiguous(), h, None, column, torch.randn(2), False)),
         (
             ops.conservative_head,
             (

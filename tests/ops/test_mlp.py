@@ -246,10 +246,10 @@ def test_hidden_activations_may_be_strided_but_have_one_shape() -> None:
     x, weights, biases = (t.detach() if isinstance(t, Tensor) else [s.detach() for s in t] for t in problem(7))
     y, hidden = torch.ops.qcse.mlp_forward(x, weights, biases, False, True)
     apart = torch.stack([hidden, hidden], -1)[..., 0]
-    want, got = (torch.ops.qcse.mlp_backward(y, x, h, weights, False, True, True) for h in (hidden, apart))
+    want, got = (torch.ops.qcse.mlp_backward(y, x, h, weights, biases, False, True, True) for h in (hidden, apart))
     assert torch.equal(got[0], want[0]) and all(torch.equal(a, b) for a, b in zip(got[1], want[1], strict=True))
     with pytest.raises(RuntimeError, match="hidden must have shape"):
-        torch.ops.qcse.mlp_backward(y, x, hidden[..., 1:], weights, False, True, True)
+        torch.ops.qcse.mlp_backward(y, x, hidden[..., 1:], weights, biases, False, True, True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -275,7 +275,7 @@ def test_hidden_activations_of_something_else_are_refused(number: float) -> None
     y, hidden = torch.ops.qcse.mlp_forward(x, weights, biases, False, True)
     hidden[0, 0, -1, -1] = number
     with pytest.raises(ValueError, match="hidden is not what mlp_forward kept"):
-        torch.ops.qcse.mlp_backward(y, x, hidden, weights, False, True, True)
+        torch.ops.qcse.mlp_backward(y, x, hidden, weights, biases, False, True, True)
 
 
 def test_gradcheck_and_opcheck() -> None:
@@ -293,7 +293,7 @@ def test_gradcheck_and_opcheck() -> None:
     for wanted, inputs in itertools.product(
         itertools.product([False, True], repeat=2), ([x, hidden, weights], strided)
     ):
-        torch.library.opcheck(torch.ops.qcse.mlp_backward, (y, *inputs, False, *wanted))
+        torch.library.opcheck(torch.ops.qcse.mlp_backward, (y, *inputs, biases, False, *wanted))
 
 
 @pytest.mark.parametrize("strided", [False, True])

@@ -1,7 +1,5 @@
-// The gradient behind a ReLU, with its sums over the rows. A block has a slab of columns, 32 bytes wide, of one
-// network, and all of their rows: a sum needs no second launch, no atomic and no memory of its own, and its order is
-// the shape's. Narrow slabs make enough blocks of one network to keep a GPU's memory busy, and 32 bytes is what a load
-// fetches.
+// The gradient behind a ReLU, with its sums over the rows; a block has a slab of columns (column_sums.h).
+#include "nets/cuda/column_sums.h"
 #include "nets/cuda/packs.h"
 #include "nets/cuda/pointwise.h"
 
@@ -12,16 +10,10 @@ constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kUnrolled = 4;  // rows whose loads are under way at a time
 
-template <typename T, int V>
-struct Slab {
-  static constexpr int kColumns = 32 / static_cast<int>(sizeof(T));
-  static constexpr int kLanes = kColumns / V;  // threads side by side in a row
-  static constexpr int kRows = kThreads / kLanes;
-};
-
 // What a block has of its network.
-template <typename T, int V>
+template <typename S, int V>
 struct Place {
+  static constexpr int kRows = kThreads / S::kLanes;  // that the block has at a time
   int64_t net;
   int slab, column;  // the thread's first column
   int row;           // the first of every kRows that are the thread's
@@ -30,36 +22,14 @@ struct Place {
   __device__ Place(int width, int slabs)
       : net(blockIdx.x / static_cast<unsigned>(slabs)),
         slab(static_cast<int>(blockIdx.x % static_cast<unsigned>(slabs))),
-        column(slab * Slab<T, V>::kColumns + static_cast<int>(threadIdx.x) % Slab<T, V>::kLanes * V),
-        row(static_cast<int>(threadIdx.x) / Slab<T, V>::kLanes),
+        column(slab * S::kColumns + static_cast<int>(threadIdx.x) % S::kLanes * V),
+        row(static_cast<int>(threadIdx.x) / S::kLanes),
         inside(column < width) {}
 };
 
-// Sums over the threads of a block that have the same columns. `partial` is [kWarps][kColumns] of shared memory, to be
-// read by `total` behind a barrier.
-template <typename T, int V>
-__device__ __forceinline__ void gather(T (&sum)[V], T* partial) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-#pragma unroll
-    for (int lanes = kWarp / 2; lanes >= Slab<T, V>::kLanes; lanes /= 2) {
-      sum[v] += __shfl_xor_sync(kFullWarp, sum[v], lanes);
-    }
-    if (lane < Slab<T, V>::kLanes) partial[warp * Slab<T, V>::kColumns + lane * V + v] = sum[v];
-  }
-}
-template <typename T>
-__device__ __forceinline__ T total(const T* partial, int stride, int at) {
-  T sum = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) sum += partial[w * stride + at];
-  return sum;
-}
-
-template <typename T>
+template <typename T, typename S>
 struct GradientLayout {
-  static constexpr size_t kPartial = static_cast<size_t>(kWarps) * Slab<T, 1>::kColumns;
+  static constexpr size_t kPartial = static_cast<size_t>(kWarps) * S::kColumns;
   size_t bias, weight, last, bytes;
 
   __host__ __device__ explicit GradientLayout(bool outer) {
@@ -71,125 +41,128 @@ struct GradientLayout {
   }
 };
 
-// blockIdx.x = network * slabs + slab. A thread takes whole states, and their actions one behind the other.
-template <typename T, int V>
+// blockIdx.x = network * slabs + slab.
+template <typename T, int V, typename S>
 __global__ void __launch_bounds__(kThreads) relu_gradient_kernel(const ReluGradient<T> p, int slabs) {
-  using S = Slab<T, V>;
-  const int width = static_cast<int>(p.width), actions = static_cast<int>(p.actions);
-  const int states = static_cast<int>(p.rows) / actions;
-  const Place<T, V> place(width, slabs);
-  const T* const h = p.h + place.net * p.rows * width + place.column;
-  T* const grad = p.grad + place.net * p.rows * width + place.column;
-  const GradientLayout<T> layout(false);
-  T* const partial = shared_array<T>(layout.bias, GradientLayout<T>::kPartial);
+  const int width = static_cast<int>(p.width), rows = static_cast<int>(p.rows);
+  const Place<S, V> place(width, slabs);
+  const T* const h = p.h + place.net * rows * width + place.column;
+  T* const grad = p.grad + place.net * rows * width + place.column;
+  const GradientLayout<T, S> layout(false);
+  T* const partial = shared_array<T>(layout.bias, layout.kPartial);
 
   T sum[V] = {};
-  for (int state = place.row; state < states && place.inside; state += S::kRows) {
-    Pack<T, V> state_sum{};
-    for (int first = 0; first < actions; first += kUnrolled) {
-      Pack<T, V> of_h[kUnrolled], of_grad[kUnrolled];
+  for (int first = place.row; first < rows && place.inside; first += kUnrolled * place.kRows) {
+    Pack<T, V> of_h[kUnrolled], of_grad[kUnrolled];
 #pragma unroll
-      for (int u = 0; u < kUnrolled; ++u) {
-        if (first + u >= actions) break;
-        const int64_t at = (static_cast<int64_t>(state) * actions + first + u) * width;
-        of_h[u] = load_pack<V>(h + at);
-        of_grad[u] = load_pack<V>(grad + at);
-      }
-#pragma unroll
-      for (int u = 0; u < kUnrolled; ++u) {
-        if (first + u >= actions) break;
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          if (of_h[u].at[v] <= T(0)) of_grad[u].at[v] = T(0);
-          state_sum.at[v] += of_grad[u].at[v];
-        }
-        store_pack<V>(grad + (static_cast<int64_t>(state) * actions + first + u) * width, of_grad[u]);
-      }
+    for (int u = 0; u < kUnrolled; ++u) {
+      const int row = first + u * place.kRows;
+      if (row >= rows) break;
+      of_h[u] = load_pack<V>(h + static_cast<int64_t>(row) * width);
+      of_grad[u] = load_pack<V>(grad + static_cast<int64_t>(row) * width);
     }
 #pragma unroll
-    for (int v = 0; v < V; ++v) sum[v] += state_sum.at[v];
-    if (p.state_grad != nullptr) {
-      store_pack<V>(p.state_grad + (place.net * states + state) * width + place.column, state_sum);
+    for (int u = 0; u < kUnrolled; ++u) {
+      const int row = first + u * place.kRows;
+      if (row >= rows) break;
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        if (of_h[u].at[v] <= T(0)) of_grad[u].at[v] = T(0);
+        sum[v] += of_grad[u].at[v];
+      }
+      store_pack<V>(grad + static_cast<int64_t>(row) * width, of_grad[u]);
     }
   }
-  gather<T, V>(sum, partial);
+  gather<S>(sum, partial);
   __syncthreads();
   const int column = place.slab * S::kColumns + static_cast<int>(threadIdx.x);
   if (static_cast<int>(threadIdx.x) < S::kColumns && column < width) {
-    p.bias_grad[place.net * width + column] = total(partial, S::kColumns, static_cast<int>(threadIdx.x));
+    p.bias_grad[place.net * width + column] = total<kWarps>(partial, S::kColumns, static_cast<int>(threadIdx.x));
   }
 }
 
 // blockIdx.x = network * slabs + slab.
-template <typename T, int V>
+template <typename T, int V, typename S>
 __global__ void __launch_bounds__(kThreads) outer_relu_gradient_kernel(const OuterReluGradient<T> p, int slabs) {
-  using S = Slab<T, V>;
   const int width = static_cast<int>(p.width), rows = static_cast<int>(p.rows);
-  const Place<T, V> place(width, slabs);
-  const T* const h = p.h + place.net * rows * width + place.column;
+  const Place<S, V> place(width, slabs);
+  const T* const x = p.x + place.net * rows * width + place.column;
   const T* const y_grad = p.y_grad + place.net * rows;
   T* const grad = p.grad + place.net * rows * width + place.column;
   const T factor = p.factor != nullptr ? p.factor[place.net / p.members * p.factor_step] : T(1);
-  Pack<T, V> weight{};
+  Pack<T, V> weight{}, bias{};
   if (place.inside) weight = load_pack<V>(p.weight + place.net * width + place.column);
+  if (place.inside && p.bias != nullptr) bias = load_pack<V>(p.bias + place.net * width + place.column);
 
   T bias_sum[V] = {}, weight_sum[V] = {}, last_sum[1] = {};
-  for (int first = place.row; first < rows; first += kUnrolled * S::kRows) {
-    Pack<T, V> of_h[kUnrolled];
+  for (int first = place.row; first < rows; first += kUnrolled * place.kRows) {
+    Pack<T, V> of_x[kUnrolled];
     T g[kUnrolled];
 #pragma unroll
     for (int u = 0; u < kUnrolled; ++u) {
-      const int row = first + u * S::kRows;
+      const int row = first + u * place.kRows;
       if (row >= rows) break;
       g[u] = y_grad[row] * factor;
-      if (place.inside) of_h[u] = load_pack<V>(h + static_cast<int64_t>(row) * width);
+      if (place.inside) of_x[u] = load_pack<V>(x + static_cast<int64_t>(row) * width);
     }
 #pragma unroll
     for (int u = 0; u < kUnrolled; ++u) {
-      const int row = first + u * S::kRows;
+      const int row = first + u * place.kRows;
       if (row >= rows) break;
       last_sum[0] += g[u];
       if (!place.inside) continue;
       Pack<T, V> out;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        out.at[v] = of_h[u].at[v] <= T(0) ? T(0) : g[u] * weight.at[v];
+        const T h = relu(of_x[u].at[v] + bias.at[v]);
+        out.at[v] = h <= T(0) ? T(0) : g[u] * weight.at[v];
         bias_sum[v] += out.at[v];
-        weight_sum[v] += g[u] * of_h[u].at[v];
+        weight_sum[v] += g[u] * h;
       }
       store_pack<V>(grad + static_cast<int64_t>(row) * width, out);
     }
   }
   if (p.bias_grad == nullptr) return;  // the whole grid
 
-  const GradientLayout<T> layout(true);
-  T* const bias_partial = shared_array<T>(layout.bias, GradientLayout<T>::kPartial);
-  T* const weight_partial = shared_array<T>(layout.weight, GradientLayout<T>::kPartial);
+  const GradientLayout<T, S> layout(true);
+  T* const bias_partial = shared_array<T>(layout.bias, layout.kPartial);
+  T* const weight_partial = shared_array<T>(layout.weight, layout.kPartial);
   T* const last_partial = shared_array<T>(layout.last, kWarps);
-  gather<T, V>(bias_sum, bias_partial);
-  gather<T, V>(weight_sum, weight_partial);
+  gather<S>(bias_sum, bias_partial);
+  gather<S>(weight_sum, weight_partial);
   // The threads side by side in a row have added the same numbers: the first stands for all.
-#pragma unroll
-  for (int lanes = kWarp / 2; lanes >= S::kLanes; lanes /= 2) {
-    last_sum[0] += __shfl_xor_sync(kFullWarp, last_sum[0], lanes);
-  }
+  add_lanes<S>(last_sum);
   const int thread = static_cast<int>(threadIdx.x);
   if (thread % kWarp == 0) last_partial[thread / kWarp] = last_sum[0];
   __syncthreads();
   const int column = place.slab * S::kColumns + thread;
   if (thread < S::kColumns && column < width) {
-    p.bias_grad[place.net * width + column] = total(bias_partial, S::kColumns, thread);
-    p.weight_grad[place.net * width + column] = total(weight_partial, S::kColumns, thread);
+    p.bias_grad[place.net * width + column] = total<kWarps>(bias_partial, S::kColumns, thread);
+    p.weight_grad[place.net * width + column] = total<kWarps>(weight_partial, S::kColumns, thread);
   }
-  if (thread == kWarp && place.slab == 0) p.last_bias_grad[place.net] = total(last_partial, 1, 0);
+  if (thread == 2 * kWarp && place.slab == 0) p.last_bias_grad[place.net] = total<kWarps>(last_partial, 1, 0);
 }
 
-template <typename T, int V, typename Problem>
+template <typename T, typename S, typename Problem>
 Status launch_slabs(const char* name, void (*kernel)(Problem, int), const Problem& p, bool outer, cudaStream_t stream) {
-  const int64_t slabs = (p.width + Slab<T, V>::kColumns - 1) / Slab<T, V>::kColumns, blocks = p.nets * slabs;
+  const int64_t slabs = slabs_of<S>(p.width), blocks = p.nets * slabs;
   if (blocks > INT32_MAX) return {name, kTooManyBlocks};
   return status_of(name, launch_kernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
-                                       GradientLayout<T>(outer).bytes, stream, p, static_cast<int>(slabs)));
+                                       GradientLayout<T, S>(outer).bytes, stream, p, static_cast<int>(slabs)));
+}
+
+template <typename T, int V>
+Status launch_in(const ReluGradient<T>& p, cudaStream_t stream) {
+  return with_slab<T, V>(p.nets, p.width, [&]<typename S>(S) {
+    return launch_slabs<T, S>("nets_relu_gradient_kernel", relu_gradient_kernel<T, V, S>, p, false, stream);
+  });
+}
+
+template <typename T, int V>
+Status launch_in(const OuterReluGradient<T>& p, cudaStream_t stream) {
+  return with_slab<T, V>(p.nets, p.width, [&]<typename S>(S) {
+    return launch_slabs<T, S>("nets_outer_relu_gradient_kernel", outer_relu_gradient_kernel<T, V, S>, p, true, stream);
+  });
 }
 
 }  // namespace
@@ -198,22 +171,15 @@ template <typename T>
 Status launch(const ReluGradient<T>& p, void* stream) {
   const CaptureRelaxed relaxed;
   const auto on = static_cast<cudaStream_t>(stream);
-  const char* const name = "nets_relu_gradient_kernel";
-  if (in_packs<T>(p.width, {p.h, p.grad, p.state_grad})) {
-    return launch_slabs<T, kPack<T>>(name, relu_gradient_kernel<T, kPack<T>>, p, false, on);
-  }
-  return launch_slabs<T, 1>(name, relu_gradient_kernel<T, 1>, p, false, on);
+  return in_packs<T>(p.width, {p.h, p.grad}) ? launch_in<T, kPack<T>>(p, on) : launch_in<T, 1>(p, on);
 }
 
 template <typename T>
 Status launch(const OuterReluGradient<T>& p, void* stream) {
   const CaptureRelaxed relaxed;
   const auto on = static_cast<cudaStream_t>(stream);
-  const char* const name = "nets_outer_relu_gradient_kernel";
-  if (in_packs<T>(p.width, {p.h, p.grad, p.weight})) {
-    return launch_slabs<T, kPack<T>>(name, outer_relu_gradient_kernel<T, kPack<T>>, p, true, on);
-  }
-  return launch_slabs<T, 1>(name, outer_relu_gradient_kernel<T, 1>, p, true, on);
+  const bool packs = in_packs<T>(p.width, {p.x, p.bias, p.grad, p.weight});
+  return packs ? launch_in<T, kPack<T>>(p, on) : launch_in<T, 1>(p, on);
 }
 
 template Status launch(const ReluGradient<float>&, void*);

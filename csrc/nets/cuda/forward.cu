@@ -1,4 +1,4 @@
-// Bias, state's part and ReLU behind a product, and the layer of one output behind the last of them.
+// Bias and ReLU behind a product, and the layer of one output behind the last of them.
 #include "nets/cuda/packs.h"
 #include "nets/cuda/pointwise.h"
 
@@ -9,8 +9,8 @@ constexpr int kThreads = 256;
 constexpr int kPacksPerThread = 4;
 
 // blockIdx.x = network * tiles + tile; a tile is `tile_rows` rows.
-template <typename T, int V, bool kState>
-__global__ void __launch_bounds__(kThreads) add_relu_kernel(const AddRelu<T> p, int tiles, int tile_rows) {
+template <typename T, int V>
+__global__ void __launch_bounds__(kThreads) bias_relu_kernel(const BiasRelu<T> p, int tiles, int tile_rows) {
   const int width = static_cast<int>(p.width), rows = static_cast<int>(p.rows), packs = width / V;
   const int64_t net = blockIdx.x / static_cast<unsigned>(tiles);
   const int first = static_cast<int>(blockIdx.x % static_cast<unsigned>(tiles)) * tile_rows;
@@ -18,17 +18,11 @@ __global__ void __launch_bounds__(kThreads) add_relu_kernel(const AddRelu<T> p, 
   const int count = (left < tile_rows ? left : tile_rows) * packs;
   T* const x = p.x + (net * rows + first) * width;
   const T* const bias = p.bias + net * width;
-  const int actions = static_cast<int>(p.actions);
-  const T* const state = kState ? p.state + net * (rows / actions) * width : nullptr;
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
-    const int row = i / packs;
-    const int column = (i - row * packs) * V;
-    const Pack<T, V> add = load_pack<V>(bias + column);
-    Pack<T, V> from_state;
-    if (kState) from_state = load_pack<V>(state + static_cast<int64_t>((first + row) / actions) * width + column);
+    const Pack<T, V> add = load_pack<V>(bias + i % packs * V);
     Pack<T, V> value = load_pack<V>(x + static_cast<int64_t>(i) * V);
 #pragma unroll
-    for (int v = 0; v < V; ++v) value.at[v] = relu(value.at[v] + (kState ? from_state.at[v] + add.at[v] : add.at[v]));
+    for (int v = 0; v < V; ++v) value.at[v] = relu(value.at[v] + add.at[v]);
     store_pack<V>(x + static_cast<int64_t>(i) * V, value);
   }
 }
@@ -46,7 +40,7 @@ __global__ void __launch_bounds__(kThreads) relu_dot_kernel(const ReluDot<T> p, 
                     static_cast<int>(threadIdx.x) / kWarp * kDotRows;
   if (first >= rows) return;  // the whole warp
   const int live = rows - first < kDotRows ? rows - first : kDotRows;
-  T* const x = p.x + (net * rows + first) * width;
+  const T* const x = p.x + (net * rows + first) * width;
   T sum[kDotRows] = {};
   for (int column = lane * V; column < width; column += kWarp * V) {
     const Pack<T, V> weight = load_pack<V>(p.weight + net * width + column);
@@ -62,10 +56,8 @@ __global__ void __launch_bounds__(kThreads) relu_dot_kernel(const ReluDot<T> p, 
       if (r >= live) break;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        h[r].at[v] = relu(h[r].at[v] + bias.at[v]);
-        sum[r] = fma_rn(h[r].at[v], weight.at[v], sum[r]);
+        sum[r] = fma_rn(relu(h[r].at[v] + bias.at[v]), weight.at[v], sum[r]);
       }
-      if (p.keep) store_pack<V>(x + static_cast<int64_t>(r) * width + column, h[r]);
     }
   }
   const T last_bias = p.last_bias[net];
@@ -77,15 +69,15 @@ __global__ void __launch_bounds__(kThreads) relu_dot_kernel(const ReluDot<T> p, 
   }
 }
 
-template <typename T, int V, bool kState>
-Status launch_add(const AddRelu<T>& p, cudaStream_t stream) {
+template <typename T, int V>
+Status launch_bias(const BiasRelu<T>& p, cudaStream_t stream) {
   const int64_t packs = p.width / V, wanted = kThreads * kPacksPerThread / packs;
   const int64_t tile_rows = wanted < 1 ? 1 : wanted < p.rows ? wanted : p.rows;
   const int64_t tiles = (p.rows + tile_rows - 1) / tile_rows, blocks = p.nets * tiles;
-  if (blocks > INT32_MAX) return {"nets_add_relu_kernel", kTooManyBlocks};
-  return status_of("nets_add_relu_kernel",
-                   launch_kernel(add_relu_kernel<T, V, kState>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0,
-                                 stream, p, static_cast<int>(tiles), static_cast<int>(tile_rows)));
+  if (blocks > INT32_MAX) return {"nets_bias_relu_kernel", kTooManyBlocks};
+  return status_of("nets_bias_relu_kernel",
+                   launch_kernel(bias_relu_kernel<T, V>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream,
+                                 p, static_cast<int>(tiles), static_cast<int>(tile_rows)));
 }
 
 template <typename T, int V>
@@ -99,12 +91,11 @@ Status launch_dot(const ReluDot<T>& p, cudaStream_t stream) {
 }  // namespace
 
 template <typename T>
-Status launch(const AddRelu<T>& p, void* stream) {
+Status launch(const BiasRelu<T>& p, void* stream) {
   const CaptureRelaxed relaxed;
   const auto on = static_cast<cudaStream_t>(stream);
-  const bool packs = in_packs<T>(p.width, {p.x, p.state, p.bias});
-  if (p.state == nullptr) return packs ? launch_add<T, kPack<T>, false>(p, on) : launch_add<T, 1, false>(p, on);
-  return packs ? launch_add<T, kPack<T>, true>(p, on) : launch_add<T, 1, true>(p, on);
+  const bool packs = in_packs<T>(p.width, {p.x, p.bias});
+  return packs ? launch_bias<T, kPack<T>>(p, on) : launch_bias<T, 1>(p, on);
 }
 
 template <typename T>
@@ -115,8 +106,8 @@ Status launch(const ReluDot<T>& p, void* stream) {
   return packs ? launch_dot<T, kPack<T>>(p, on) : launch_dot<T, 1>(p, on);
 }
 
-template Status launch(const AddRelu<float>&, void*);
-template Status launch(const AddRelu<double>&, void*);
+template Status launch(const BiasRelu<float>&, void*);
+template Status launch(const BiasRelu<double>&, void*);
 template Status launch(const ReluDot<float>&, void*);
 template Status launch(const ReluDot<double>&, void*);
 

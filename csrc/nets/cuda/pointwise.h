@@ -14,11 +14,15 @@ inline constexpr int64_t kMostRows = INT32_MAX / 2;
 inline constexpr int64_t kWidest = int64_t{1} << 21;
 
 template <typename T>
-Status launch(const AddRelu<T>& problem, void* stream);
+Status launch(const BiasRelu<T>& problem, void* stream);
+template <typename T>
+Status launch(const ActionRelu<T>& problem, void* stream);
 template <typename T>
 Status launch(const ReluDot<T>& problem, void* stream);
 template <typename T>
 Status launch(const ReluGradient<T>& problem, void* stream);
+template <typename T>
+Status launch(const ActionReluGradient<T>& problem, void* stream);
 template <typename T>
 Status launch(const OuterReluGradient<T>& problem, void* stream);
 template <typename T>
