@@ -149,7 +149,7 @@ VIEWS = {
     "view", "_unsafe_view", "expand", "slice", "unsqueeze", "squeeze", "transpose", "select", "split_with_sizes",
     "alias", "detach", "new_empty", "empty", "unbind",
 }  # fmt: skip
-KERNELS = {"baddbmm": 2}  # torch copies the bias first
+KERNELS = {"baddbmm": 2, "conservative_head": 2}  # torch copies the bias first; the loss is summed last
 
 
 class Launches(TorchDispatchMode):
@@ -203,7 +203,7 @@ LAUNCHES = {
     "values of one action": (5, 5),
     "values with a gradient": (5, 5),
     "gradient of values": (5, 5),
-    "conservative loss": (6, 7),
+    "conservative loss": (7, 8),
     "gradient of the conservative loss": (6, 6),
 }
 OF_NETWORKS = {
