@@ -34,7 +34,7 @@ __device__ __forceinline__ T squashed(T x, bool squash) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) add_bonus_kernel(const AddBonus<T> batch) {
+__global__ void __launch_bounds__(kThreads, 1) add_bonus_kernel(const AddBonus<T> batch) {
   SharedLayout layout;
   double* const slots = shared_array<double>(layout.add<double>(kSums * kWarps), kSums * kWarps);
   const int64_t seed = blockIdx.x;

@@ -19,7 +19,7 @@ struct SeedRows {
   const T *states, *values;
   int dim;
 
-  // One channel's numbers, and how far they lie apart.
+  // One channel's numbers, and how far they lie apart; all from `dim` on are the values.
   struct Numbers {
     const T* first;
     int stride;
@@ -49,6 +49,11 @@ struct Tile {
   __device__ __forceinline__ double* column(int channel) const { return numbers + (channel - first) * pitch; }
 };
 
+template <typename T>
+__device__ __forceinline__ bool may_move(T x) {
+  return magnitude(x) <= kLargestMoment<T>;  // false for NaN
+}
+
 // What keeps each row out, into `flags`, by a look at all of its numbers; those of the first rows fill the tile. All
 // that is loaded for kAhead rows of a thread is on its way at once.
 template <typename T>
@@ -70,7 +75,7 @@ __device__ __forceinline__ void look_at_rows(const SeedRows<T>& rows, const bool
     for (int from = 0; from <= rows.dim; from += lanes.columns) {
       // Lanes behind the last channel look at it as well, and those behind the last row at that.
       const int channel = from + lanes.column;
-      const auto numbers = rows.of(channel < rows.dim ? channel : rows.dim);
+      const auto numbers = rows.of(channel);
       T x[kAhead];
 #pragma unroll
       for (int j = 0; j < kAhead; ++j) {
@@ -79,11 +84,11 @@ __device__ __forceinline__ void look_at_rows(const SeedRows<T>& rows, const bool
       }
       bool good = true;
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) good = good && magnitude(x[j]) <= kLargestMoment<T>;  // NaN is not
+      for (int j = 0; j < kAhead; ++j) good = good && may_move(x[j]);
       if (!good) {
 #pragma unroll
         for (int j = 0; j < kAhead; ++j) {
-          if (!(magnitude(x[j]) <= kLargestMoment<T>)) (is_finite(x[j]) ? huge : out) |= 1u << j;
+          if (!may_move(x[j])) (is_finite(x[j]) ? huge : out) |= 1u << j;
         }
       }
       if (tile.has(channel)) {

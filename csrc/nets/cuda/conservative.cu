@@ -63,7 +63,10 @@ struct State {
 template <typename T>
 __device__ __forceinline__ void exponentials(const T (&value)[kHeld], T from, T temperature, T (&power)[kHeld]) {
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) power[i] = exponential((value[i] - from) / temperature);
+  for (int i = 0; i < kHeld; ++i) {
+    const T away = value[i] - from;
+    power[i] = exponential(temperature == T(1) ? away : away / temperature);  // dividing by 1 only takes its time
+  }
 }
 
 // Adds the state's shares to the thread's sums, and writes the gradient where the team's state is `live`. `share` is 1
@@ -130,9 +133,9 @@ __device__ __forceinline__ void take_state(const State<T>& s, const Conservative
   }
 }
 
-// A warp takes kTeams states of a critic; `parts` such warps take them all.
+// A warp takes kTeams states of a critic; `parts` such warps take them all. share: 1 over the number of states.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) conservative_head_kernel(const ConservativeHead<T> p, int parts) {
+__global__ void __launch_bounds__(kThreads) conservative_head_kernel(const ConservativeHead<T> p, int parts, T share) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
   const int64_t place = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + thread / kWarp;
   const int64_t critic = quotient(place, parts), seed = quotient(critic, p.members);
@@ -143,7 +146,7 @@ __global__ void __launch_bounds__(kThreads) conservative_head_kernel(const Conse
   const bool live = own < batch;
   const int64_t b = live ? own : batch - 1;
   const int64_t row = seed * batch + b, at = (critic * batch + b) * values;
-  const T share = T(1) / static_cast<T>(batch), weight = p.weight[seed];
+  const T weight = p.weight[seed];
   const State<T> state{
       p.q + at, p.offsets + row * (values - 1), p.q[at], p.bound[row], p.target[row], n, lane % kTeam, p.include_data};
   T sums[kSums] = {};
@@ -164,20 +167,25 @@ __global__ void __launch_bounds__(kLossThreads) conservative_loss_kernel(const C
   const int64_t seed = blockIdx.x;
   const T states = static_cast<T>(p.batch), n = static_cast<T>(p.sampled), weight = p.weight[seed];
   T loss[1] = {};
-  for (int64_t member = thread / kWarp; member < p.members; member += kWarps) {
+  for (int64_t first = 0; first < p.members; first += kWarps) {
+    // Warps without a critic of their own go along with the last: so the compiler sees that no warp is divided.
+    const bool live = first + thread / kWarp < p.members;
+    const int64_t member = live ? first + thread / kWarp : p.members - 1;
     const T* const partial = p.partial + (seed * p.members + member) * kSums * parts;
-    T mean[kSums] = {};
+    T sums[kSums] = {};
+#pragma unroll 2
     for (int i = lane; i < parts; i += kWarp) {
 #pragma unroll
-      for (int k = 0; k < kSums; ++k) mean[k] += partial[static_cast<int64_t>(k) * parts + i];
+      for (int k = 0; k < kSums; ++k) sums[k] += partial[static_cast<int64_t>(k) * parts + i];
     }
-    warp_sums(mean);
+    warp_sums(sums);
+    T own = sums[0];  // a lane has a mean
 #pragma unroll
-    for (int k = 0; k < kSums; ++k) {
-      mean[k] /= states * (k < 3 ? T(1) : k == 3 ? n : 2 * n);
-      if (lane == k) p.statistics[(k * p.seeds + seed) * p.members + member] = mean[k];
-    }
-    if (lane == 0) loss[0] += mean[0] + weight * mean[1];
+    for (int k = 1; k < kSums; ++k) own = lane == k ? sums[k] : own;
+    own /= states * (lane < 3 ? T(1) : lane == 3 ? n : 2 * n);
+    if (live && lane < kSums) p.statistics[(lane * p.seeds + seed) * p.members + member] = own;
+    const T gap = __shfl_sync(kFullWarp, own, 1);
+    if (live && lane == 0) loss[0] += own + weight * gap;  // it has the error
   }
   block_sums<kLossThreads>(loss, shared);
   if (thread == 0) p.loss[seed] = loss[0];
@@ -192,9 +200,10 @@ Status launch(const ConservativeHead<T>& p, void* stream) {
   const int64_t parts = conservative_parts(p.batch);
   const unsigned blocks = blocks_for(p.seeds * p.members * parts, kThreads / kWarp);
   if (p.seeds > INT32_MAX || blocks == 0) return {"nets_conservative_head_kernel", kTooManyBlocks};
-  const Status status = status_of(
-      "nets_conservative_head_kernel",
-      launch_kernel(conservative_head_kernel<T>, dim3(blocks), dim3(kThreads), 0, on, p, static_cast<int>(parts)));
+  const T share = T(1) / static_cast<T>(p.batch);
+  const Status status = status_of("nets_conservative_head_kernel",
+                                  launch_kernel(conservative_head_kernel<T>, dim3(blocks), dim3(kThreads), 0, on, p,
+                                                static_cast<int>(parts), share));
   if (status.error != nullptr) return status;
   SharedLayout layout;
   layout.add<T>(kLossThreads / kWarp);
