@@ -30,7 +30,7 @@ from qcse.learn import streams
 from qcse_ext import registration
 
 # Kernels that an operator of ours launches for a training batch, where there is more than one.
-LAUNCHES = {"batch_entropy": 3}
+LAUNCHES = {"batch_entropy": 3, "conservative_head": 2}
 MEMORY = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "_record_function")
 
 

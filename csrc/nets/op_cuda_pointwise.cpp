@@ -239,6 +239,8 @@ std::tuple<Tensor, Tensor, Tensor> conservative_head(const Tensor& q, const Tens
   const OnDevice device(q);
   Tensor loss = torch::stable::new_empty(q, {seeds}), statistics = torch::stable::new_empty(q, {6, seeds, members});
   Tensor q_grad = torch::stable::new_empty(q, {seeds, members, batch, 1 + 3 * sampled});
+  // Torch's allocator ties it to the current stream, so it may be given back as soon as this returns.
+  Tensor partial = torch::stable::new_empty(q, {seeds, members, kConservativeSums, conservative_parts(batch)});
   by_dtype(q, [&]<typename T>(T) {
     ConservativeHead<T> p;
     p.seeds = seeds, p.members = members, p.batch = batch, p.sampled = sampled;
@@ -246,7 +248,7 @@ std::tuple<Tensor, Tensor, Tensor> conservative_head(const Tensor& q, const Tens
     p.bound = b.const_data_ptr<T>(), p.weight = w.const_data_ptr<T>();
     p.temperature = static_cast<T>(temperature), p.floor = static_cast<T>(floor), p.include_data = include_data;
     p.loss = loss.mutable_data_ptr<T>(), p.statistics = statistics.mutable_data_ptr<T>();
-    p.q_grad = q_grad.mutable_data_ptr<T>();
+    p.q_grad = q_grad.mutable_data_ptr<T>(), p.partial = partial.mutable_data_ptr<T>();
     device.run(op, p, q);
   });
   return {loss, statistics, q_grad};

@@ -107,6 +107,12 @@ struct ConservativeHead {
   T* loss = nullptr;        // [S]: sum over the critics of error + weight * gap
   T* statistics = nullptr;  // [6, S, E]: error, gap, q_data, q_uniform, q_policy, bound_share
   T* q_grad = nullptr;      // as q: of error + weight * gap
+  T* partial = nullptr;     // [S, E, kConservativeSums, conservative_parts(batch)]: a workspace
 };
+
+// What each few states of a critic add to its six statistics.
+inline constexpr int kConservativeSums = 6;
+inline constexpr int kConservativeStates = 4;
+constexpr int64_t conservative_parts(int64_t batch) { return (batch + kConservativeStates - 1) / kConservativeStates; }
 
 }  // namespace qcse

@@ -70,7 +70,7 @@ qcse::cuda::Status launch(const std::string& name, const int64_t* n, const Array
     return qcse::cuda::launch(
         qcse::ConservativeHead<T>{n[0], n[1], n[2], n[3], a.at(0), a.at(1), a.at(2), a.at(3), a.at(4),
                                   static_cast<T>(settings[0]), static_cast<T>(settings[1]), settings[2] != 0, a.at(5),
-                                  a.at(6), a.at(7)},
+                                  a.at(6), a.at(7), a.at(8)},
         nullptr);
   }
   throw std::runtime_error("there is no kernel named " + name);

@@ -44,14 +44,15 @@ HEAD = [
 
 SUMS = [
     ("half of a warp", "lanes = kWarp / 2; lanes > 0", "lanes = kWarp / 2; lanes > 1"),
+    ("half of the warp in the mask", "__shfl_xor_sync(kFullWarp, sums[i], lanes)",
+     "__shfl_xor_sync(0xffffu, sums[i], lanes)", 0),
     ("half of the warps", "lanes = kWarps / 2; lanes > 0", "lanes = kWarps / 2; lanes > 1"),
     ("warps in one place", "shared[i * kWarps + warp] = sums[i]", "shared[i * kWarps] = sums[i]"),
     ("sums in one place", "shared[i * kWarps + warp] = sums[i]", "shared[warp] = sums[i]"),
     ("more warps than there are", "lane < kWarps ? shared", "lane <= kWarps ? shared"),
-    ("half of the warp in the mask", "__shfl_xor_sync(kFullWarp, sums[i], lanes);\n    if",
-     "__shfl_xor_sync(0xffffu, sums[i], lanes);\n    if"),
-    ("a block too few", "(rows + per_block - 1) / per_block", "rows / per_block + (rows < per_block)"),
 ]  # fmt: skip
+
+SIZES = [("a block too few", "(rows + per_block - 1) / per_block", "rows / per_block + (rows < per_block)")]
 
 ACTOR = [
     ("least: NaN is passed over", "other < least || is_nan(other)", "other < least"),
@@ -116,7 +117,8 @@ ADAM = [
 FAULTS = [
     *(Fault(f"samples: {name}", "tanh_gaussian.cu", old, new) for name, old, new in SAMPLES),
     *(Fault(f"head: {name}", "gaussian_head.cu", old, new) for name, old, new in HEAD),
-    *(Fault(f"sums: {name}", "block_sum.h", old, new) for name, old, new in SUMS),
+    *(Fault(f"sums: {name}", "sums.h", old, new, *nth) for name, old, new, *nth in SUMS),
+    *(Fault(f"sizes: {name}", "block_sum.h", old, new) for name, old, new in SIZES),
     *(Fault(f"actor: {name}", "actor_critic.cu", old, new) for name, old, new in ACTOR),
     *(Fault(f"adam: {name}", "adam.cu", old, new) for name, old, new in ADAM),
 ]

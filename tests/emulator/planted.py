@@ -63,7 +63,9 @@ def batch_entropy(emulator: Emulator) -> Verdicts:
     schedules = [seed % 7 for seed in range(len(cases))]
     # Whether a seed's last block has waited for the others shows in few schedules, of which number 224 is one: there
     # another block is the last to add to what it reads.
-    cases += [(normal(1, 70, 1, 1, seeds=2), device, "schedules")] * 10
+    b = normal(1, 600, 1, 1, seeds=2)
+    b.eligible[:, 30:-30] = False
+    cases += [(b, device, "schedules")] * 10
     schedules += range(212, 242, 3)  # three blocks at a time
     for schedule, (b, device, what) in zip(schedules, cases, strict=True):
         expected = emulated_bonus.cpu_batch_entropy(emulator, b)
@@ -146,9 +148,10 @@ JUDGES = {
     "random": random,
     "buffer": buffer,
 }
-# Of a file that one kernel alone includes; otherwise the folder's, and all of them for csrc/base.
+# Of a file that one kernel alone includes; otherwise the folder's, and those of all folders for csrc/base.
 OF_FILES = {"small.cu": "small", "large.cu": "large"}
 OF_FILES |= dict.fromkeys(("screened.cu", "screen.h", "warp_queries.h", "ring.h"), "screened")
+OF_BASE = {"sums.h": ["nets", "bonus"]}  # of csrc/base/cuda, where not all folders use it
 OF_FOLDERS = ("knn", "bonus", "nets", "random", "buffer")
 
 
@@ -156,5 +159,5 @@ def judges_of(file: Path | None) -> list[str]:
     """Names of those that a fault in this file of csrc may show to; None: no fault."""
     folder = "" if file is None else file.parent.name if file.parent.name != "cuda" else file.parent.parent.name
     if file is None or folder not in OF_FOLDERS:
-        return list(OF_FOLDERS)
+        return OF_BASE.get(file.name if file else "", list(OF_FOLDERS))
     return [OF_FILES.get(file.name, folder)]

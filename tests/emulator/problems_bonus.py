@@ -130,6 +130,11 @@ def directed() -> list[tuple[str, Batch]]:
     b.variance[0], b.learn = (0, 1e-14, 4, 1e-14), False
     found.append(("hardly any spread", b))
 
+    # A warp's lanes of states, and the values behind them.
+    b = normal(15, 30, 32, 3)
+    b.values[0, 4:7] = np.inf, 1e30, np.nan
+    found.append(("a channel more than a warp has lanes", b))
+
     # A row of seeds, of which each has its own.
     b = normal(11, 50, 33, 4, seeds=3, known=30)
     b.batches[:] = 0, 3, 9

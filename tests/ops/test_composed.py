@@ -208,7 +208,7 @@ VIEWS = {
     "view", "_unsafe_view", "expand", "slice", "unsqueeze", "squeeze", "transpose", "select", "split_with_sizes",
     "alias", "detach", "new_empty", "empty", "unbind",
 }  # fmt: skip
-KERNELS = {"baddbmm": 2}  # torch copies the bias first
+KERNELS = {"baddbmm": 2, "conservative_head": 2}  # torch copies the bias first; the loss is summed last
 
 
 class Launches(TorchDispatchMode):
@@ -262,7 +262,7 @@ LAUNCHES = {
     "values of one action": (5, 5),
     "values with a gradient": (5, 5),
     "gradient of values": (5, 5),
-    "conservative loss": (5, 6),
+    "conservative loss": (6, 7),
     "gradient of the conservative loss": (5, 5),
 }
 OF_NETWORKS = {

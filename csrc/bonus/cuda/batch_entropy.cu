@@ -4,21 +4,19 @@
 // as many points as there are rows: those behind the last transition are NaN, which makes them nobody's neighbours.
 #include "base/cuda/device.h"
 #include "bonus/cuda/batch_entropy.h"
-#include "knn/digamma.h"
+#include "bonus/cuda/moments.h"
+#include "knn/digamma_table.h"
 
 namespace qcse::cuda {
 namespace {
 
-constexpr int kPrepareThreads = 512;
 constexpr int kPrepareWarps = kPrepareThreads / kWarp;
-constexpr int kChannels = 16;            // that a block of `prepare` takes, at most; a lane for each
-constexpr int kAhead = 8;                // loads on their way at a time
+constexpr int kChannels = 16;    // that a block of `prepare` takes, at most; a lane for each
+constexpr int kPointsAhead = 4;  // transitions of a thread whose loads are on their way at a time
+constexpr int kReportThreads = 256;
+constexpr int kReportWarps = kReportThreads / kWarp;
 constexpr int64_t kRowsInShared = 4096;  // up to here a block's tables of the rows are in shared memory
 constexpr int64_t kMostRows = 1 << 24;   // so that a warp's counts are whole numbers of 32 bits
-
-// What keeps a row out. A row with none of these moves the moments; one without kOut is a transition's.
-constexpr unsigned kOut = 1;   // not eligible, or not finite
-constexpr unsigned kHuge = 2;  // beyond kLargestMoment
 
 constexpr int kEmpty = -1;  // of the table's slots
 
@@ -26,8 +24,8 @@ constexpr int kEmpty = -1;  // of the table's slots
 struct Totals {
   unsigned long long distinct = 0;  // transitions
   unsigned long long learnt = 0;    // rows that moved the moments
-  unsigned long long eligible = 0, covered = 0, zero_radii = 0, neighbours = 0;
-  unsigned long long blocks = 0;  // of `report` that have added theirs
+  unsigned long long sums[4] = {};  // eligible and covered rows, radii that are 0, neighbours
+  unsigned long long blocks = 0;    // of `report` that have added theirs
 };
 
 template <typename T>
@@ -41,10 +39,19 @@ struct Scratch {
   int* tables = nullptr;      // a set of RowTables for each block, where they are not in shared memory
 };
 
+// The lanes that share a row of so many columns: a power of 2, at most a warp. Returns which.
+inline int lanes_for(int columns) {
+  int shift = 0;
+  while ((1 << shift) < columns && (1 << shift) < kWarp) ++shift;
+  return shift;
+}
+
 // How the blocks of `prepare` share a seed out, and the size of their tables.
 struct Parts {
-  int parts, width;  // blocks of a seed; channels of each but the last, which may have fewer
-  int slots;         // a power of 2, at least twice the rows
+  int parts, width;          // blocks of a seed; channels of each but the last, which may have fewer
+  int slots;                 // a power of 2, at least twice the rows
+  int row_lanes, own_lanes;  // 2^these take a row, of all channels and of the part's
+  int pitch;                 // from one channel's numbers to the next one's, where they wait to be added up
 
   Parts(int64_t rows, int64_t dim) : slots(2) {
     const int channels = static_cast<int>(dim) + 1;
@@ -52,6 +59,10 @@ struct Parts {
     width = (channels + parts - 1) / parts;
     parts = (channels + width - 1) / width;
     while (slots < 2 * rows) slots *= 2;
+    row_lanes = lanes_for(channels);
+    own_lanes = lanes_for(width);
+    // Whole warps of rows, and a pack of two so that eight lanes' packs lie in different banks.
+    pitch = static_cast<int>(rows < kTile ? (rows + kWarp - 1) / kWarp * kWarp : kTile) + 2;
   }
   int64_t table_elements(int64_t rows) const { return 2 * rows + slots; }
 };
@@ -65,13 +76,16 @@ struct RowTables {
 
 template <typename T>
 struct PrepareLayout {
-  size_t mean, spread, warp_counts, flags, slot, table, bytes;
+  size_t tile, mean, spread, warp_counts, flags, slot, table, bytes;
+  size_t tile_size;
 
   // `rows` and `slots` are 0 where the tables are elsewhere.
-  __host__ __device__ PrepareLayout(int width, int rows, int slots) {
+  __host__ __device__ PrepareLayout(const Parts& share, int rows, int slots) {
     SharedLayout layout;
-    mean = layout.add<T>(static_cast<size_t>(width));
-    spread = layout.add<T>(static_cast<size_t>(width));
+    tile_size = static_cast<size_t>(share.width) * static_cast<size_t>(share.pitch);
+    tile = layout.add<double>(tile_size);
+    mean = layout.add<T>(static_cast<size_t>(share.width));
+    spread = layout.add<T>(static_cast<size_t>(share.width));
     warp_counts = layout.add<int>(kPrepareWarps);
     flags = layout.add<unsigned>(static_cast<size_t>(rows));
     slot = layout.add<int>(static_cast<size_t>(rows));
@@ -79,117 +93,6 @@ struct PrepareLayout {
     bytes = layout.bytes();
   }
 };
-
-template <typename T>
-struct SeedRows {
-  const T *states, *values;
-  int dim;
-
-  __device__ __forceinline__ T at(int row, int channel) const {
-    const T* const place = channel < dim ? states + static_cast<int64_t>(row) * dim + channel : values + row;
-    return *place;
-  }
-};
-
-// x = load(row, column), then use(row, column, x), for every element of a matrix, shared out over the block's threads.
-// Loads wait for no branch: those behind the last row load the last row's.
-template <typename T, typename Load, typename Use>
-__device__ __forceinline__ void for_each_element(int rows, int columns, const Load& load, const Use& use) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const int rows_on = kPrepareThreads / columns;
-  const int columns_on = kPrepareThreads % columns;
-  int row = thread / columns;
-  int column = thread % columns;
-#pragma unroll 1
-  while (row < rows) {
-    T x[kAhead];
-    int r[kAhead], c[kAhead];
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      r[j] = row;
-      c[j] = column;
-      x[j] = load(row < rows ? row : rows - 1, column);
-      row += rows_on;
-      column += columns_on;
-      if (column >= columns) {
-        column -= columns;
-        ++row;
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      if (r[j] < rows) use(r[j], c[j], x[j]);
-    }
-  }
-}
-
-// use(x, moves) for a channel's numbers in the order of the rows, by a whole warp, of which each lane has its channel.
-// Returns how many move the moments. Only the additions wait for each other: loads run ahead of them, and a row that
-// moves no moment is added as 0, which changes no bit of a sum. So the sums have the CPU's.
-template <typename T, typename Use>
-__device__ __forceinline__ int in_order(const T* numbers, int stride, const unsigned* flags, int rows, const Use& use) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  int count = 0;
-  int next = 0;  // row to be loaded; behind the last it is the last again
-  T ahead[kAhead];
-  const auto load = [&] {
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      ahead[j] = *numbers;
-      numbers += ++next < rows ? stride : 0;
-    }
-  };
-  if (rows > 0) load();
-#pragma unroll 1
-  for (int first = 0; first < rows; first += kWarp) {
-    unsigned moving = __ballot_sync(kFullWarp, first + lane < rows && flags[first + lane] == 0);
-    count += __popc(moving);
-#pragma unroll 1
-    for (int part = 0; part < kWarp / kAhead; ++part) {
-      T now[kAhead];
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) now[j] = ahead[j];
-      load();
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) use(now[j], (moving >> j & 1) != 0);
-      moving >>= kAhead;
-    }
-  }
-  return count;
-}
-
-// The turn of the lanes' channels at their moments, by a whole warp; those of a lane that is not `live` stay. Returns
-// how many rows moved them.
-template <typename T>
-__device__ __forceinline__ int move_channels(const BatchEntropy<T>& b, int64_t seed, const SeedRows<T>& rows,
-                                             const unsigned* flags, int channel, bool live) {
-  const int n = static_cast<int>(b.rows);
-  const T* const numbers = channel < rows.dim ? rows.states + channel : rows.values;
-  const int stride = channel < rows.dim ? rows.dim : 1;
-  double sum = 0;
-  const int learnt =
-      in_order(numbers, stride, flags, n, [&](T x, bool moves) { sum += static_cast<double>(moves ? x : T(0)); });
-  if (learnt == 0) return 0;
-  const double mean = div_rn(sum, static_cast<double>(learnt));
-  double squares = 0;
-  in_order(numbers, stride, flags, n, [&](T x, bool moves) {
-    const double away = static_cast<double>(x) - mean;
-    squares += moves ? away * away : 0.0;
-  });
-  if (!live) return learnt;
-  // The report counts the batch: the blocks of the other channels read this as well.
-  const double batches = static_cast<double>(b.batches[seed] + T(1));
-  const double seen = batches < 1.0 ? 1.0 : batches;
-  const double rate = div_rn(1.0, b.horizon < seen ? b.horizon : seen);
-  T& kept_mean = b.mean[seed * (rows.dim + 1) + channel];
-  T& kept_variance = b.variance[seed * (rows.dim + 1) + channel];
-  const double old_mean = static_cast<double>(kept_mean), old_variance = static_cast<double>(kept_variance);
-  const double moved = mean - old_mean;
-  const double variance = div_rn(squares, static_cast<double>(learnt));
-  kept_variance = static_cast<T>(old_variance + rate * (variance + (1 - rate) * moved * moved - old_variance));
-  kept_mean = static_cast<T>(old_mean + rate * moved);
-  return learnt;
-}
 
 __device__ __forceinline__ unsigned scrambled(int64_t index) {
   auto x = static_cast<uint64_t>(index);
@@ -242,6 +145,41 @@ __device__ __forceinline__ int number_transitions(const RowTables& tables, int* 
   return distinct;
 }
 
+// The part's channels of the transitions, standardised, one transition behind the other, and NaN behind the last.
+// `rows_of`: the first row of each.
+template <typename T>
+__device__ __forceinline__ void make_points(const BatchEntropy<T>& b, const SeedRows<T>& rows,
+                                            const Scratch<T>& scratch, int64_t seed, int distinct,
+                                            const unsigned* rows_of, int own_lanes, int first, int width, const T* mean,
+                                            const T* spread) {
+  const Lanes lanes(own_lanes);
+  if (lanes.column >= width) return;
+  const int n = static_cast<int>(b.rows), channel = first + lanes.column;
+  const bool state = channel < rows.dim;
+  const auto numbers = rows.of(channel);
+  T* const points = state ? scratch.points + seed * n * rows.dim + channel : scratch.values + seed * n;
+  const T centre = mean[lanes.column], scale = spread[lanes.column], divisor = static_cast<T>(b.divisor);
+#pragma unroll 1
+  for (int place = lanes.row; place < n; place += kPointsAhead * lanes.rows) {
+    T x[kPointsAhead];
+#pragma unroll
+    for (int j = 0; j < kPointsAhead; ++j) {
+      const int at = place + j * lanes.rows;
+      x[j] = at < distinct ? numbers.at(static_cast<int>(rows_of[at])) : T(0);
+    }
+#pragma unroll
+    for (int j = 0; j < kPointsAhead; ++j) {
+      const int at = place + j * lanes.rows;
+      T point = not_a_number<T>();
+      if (at < distinct) {
+        point = div_rn(x[j] - centre, scale);
+        if (state) point = div_rn(point, divisor);
+      }
+      if (at < n) points[static_cast<int64_t>(at) * numbers.stride] = point;
+    }
+  }
+}
+
 // blockIdx.x = seed * parts + part. Each block looks at all of a seed's rows and numbers its transitions, which costs
 // no time where the GPU has room for them all; then it moves and standardises the channels of its part.
 template <typename T, bool kShared>
@@ -257,7 +195,8 @@ __global__ void __launch_bounds__(kPrepareThreads, 1)
   const SeedRows<T> rows{b.states + seed * n * dim, b.values + seed * n, dim};
   const int64_t* const index = b.index + seed * n;
 
-  const PrepareLayout<T> layout(share.width, kShared ? n : 0, kShared ? share.slots : 0);
+  const PrepareLayout<T> layout(share, kShared ? n : 0, kShared ? share.slots : 0);
+  Tile tile{shared_array<double>(layout.tile, layout.tile_size), first, width, share.pitch, n < kTile ? n : kTile};
   T* const mean = shared_array<T>(layout.mean, static_cast<size_t>(share.width));
   T* const spread = shared_array<T>(layout.spread, static_cast<size_t>(share.width));
   int* const warp_counts = shared_array<int>(layout.warp_counts, kPrepareWarps);
@@ -271,61 +210,64 @@ __global__ void __launch_bounds__(kPrepareThreads, 1)
     tables = {reinterpret_cast<unsigned*>(own), own + n, own + 2 * static_cast<int64_t>(n)};
   }
 
-  for (int row = thread; row < n; row += kPrepareThreads) tables.flags[row] = b.eligible[seed * n + row] ? 0 : kOut;
+  // What the first warp needs of its channels is on its way while all look at the rows.
+  const bool adds = thread < kWarp, live = thread < width;
+  const int own = live ? thread : width - 1;
+  const int64_t moments = seed * (dim + 1) + first + own;
+  Channel<T> channel{};
+  if (adds) channel = {b.mean[moments], b.variance[moments], b.batches[seed]};
   for (int at = thread; at < share.slots; at += kPrepareThreads) tables.table[at] = kEmpty;
-  __syncthreads();
-  for_each_element<T>(
-      n, dim + 1, [&](int row, int channel) { return rows.at(row, channel); },
-      [&](int row, int, T x) {
-        if (magnitude(x) <= kLargestMoment<T>) return;  // NaN is not
-        atomicOr(&tables.flags[row], is_finite(x) ? kHuge : kOut);
-      });
+  look_at_rows(rows, b.eligible + seed * n, n, share.row_lanes, tile, tables.flags);
   __syncthreads();
 
-  // Adding up in order takes its time: one warp does it while the others enter the rows into the table.
-  int learnt = 0;
-  if (thread < kWarp) {
-    const bool live = thread < width;
-    const int c = live ? thread : width - 1;
-    if (b.learn) learnt = move_channels(b, seed, rows, tables.flags, first + c, live);
-    if (live) {
-      const int64_t at = seed * (dim + 1) + first + c;
-      const T root = sqrt_rn(b.variance[at]);
-      mean[c] = b.mean[at];
-      spread[c] = root > T(1e-6) ? root : T(1);
+  // Adding up in order takes its time: one warp does it while the others enter the rows into the table. The rows pass
+  // twice, tile by tile; where there is one tile, it is there already.
+  const int tiles = n <= kTile ? 1 : (n + kTile - 1) / kTile;
+#pragma unroll 1
+  for (int step = 0; step < (b.learn ? 2 * tiles : 1); ++step) {
+    const int from = step % tiles * kTile;
+    if (tiles > 1 && step > 0) {
+      __syncthreads();  // the tile before has been added up
+      tile.rows = n - from < kTile ? n - from : kTile;
+      fill_tile(rows, from, share.own_lanes, tile);
+      __syncthreads();
     }
-  } else {
-    for (int row = thread - kWarp; row < n; row += kPrepareThreads - kWarp) {
-      tables.slot[row] = (tables.flags[row] & kOut) != 0 ? -1 : enter(tables.table, share.slots, index, row);
+    if (adds && b.learn) {
+      const double* const column = tile.column(first + own);
+      if (step < tiles) {
+        channel.add(column, tables.flags + from, tile.rows);
+        if (step == tiles - 1) channel.of_batch = div_rn(channel.sum, static_cast<double>(channel.learnt));
+      } else {
+        channel.add_squares(column, tables.flags + from, tile.rows);
+      }
+    } else if (!adds && step == 0) {
+      for (int row = thread - kWarp; row < n; row += kPrepareThreads - kWarp) {
+        tables.slot[row] = (tables.flags[row] & kOut) != 0 ? -1 : enter(tables.table, share.slots, index, row);
+      }
     }
+  }
+  if (live) {
+    if (channel.learnt > 0) {
+      // The report counts the batch: the blocks of the other channels read that number as well.
+      channel.move(b.horizon);
+      b.mean[moments] = channel.mean;
+      b.variance[moments] = channel.variance;
+    }
+    const T root = sqrt_rn(channel.variance);
+    mean[own] = channel.mean;
+    spread[own] = root > T(1e-6) ? root : T(1);
   }
   __syncthreads();
 
   const int distinct = number_transitions(tables, warp_counts, n);
-  T* const points = scratch.points + seed * n * dim;
-  T* const values = scratch.values + seed * n;
-  const T divisor = static_cast<T>(b.divisor);
-  for_each_element<T>(
-      n, width,
-      [&](int place, int c) {
-        return rows.at(place < distinct ? static_cast<int>(tables.flags[place]) : 0, first + c);
-      },
-      [&](int place, int c, T x) {
-        const bool state = first + c < dim;
-        T point = not_a_number<T>();
-        if (place < distinct) {
-          point = div_rn(x - mean[c], spread[c]);
-          if (state) point = div_rn(point, divisor);
-        }
-        (state ? points[static_cast<int64_t>(place) * dim + first + c] : values[place]) = point;
-      });
+  make_points(b, rows, scratch, seed, distinct, tables.flags, share.own_lanes, first, width, mean, spread);
   if (part != 0) return;
   for (int row = thread; row < n; row += kPrepareThreads) {
     const int at = tables.slot[row];
     scratch.transition[seed * n + row] = at >= 0 ? -2 - tables.table[at] : -1;
   }
   if (thread == 0) {
-    scratch.totals[seed] = {static_cast<unsigned long long>(distinct), static_cast<unsigned long long>(learnt)};
+    scratch.totals[seed] = {static_cast<unsigned long long>(distinct), static_cast<unsigned long long>(channel.learnt)};
   }
 }
 
@@ -334,17 +276,22 @@ __device__ __forceinline__ T share_of(unsigned long long part, unsigned long lon
   return static_cast<T>(div_rn(static_cast<double>(part), static_cast<double>(of > 0 ? of : 1)));
 }
 
-// A warp is a block, a lane takes a row; blockIdx.x = seed * parts + part. The last block of a seed writes its
-// statistics.
+// A thread takes a row; blockIdx.x = seed * parts + part. The last block of a seed writes its statistics.
 template <typename T>
-__global__ void __launch_bounds__(kWarp)
+__global__ void __launch_bounds__(kReportThreads)
     batch_report_kernel(const BatchEntropy<T> b, const Scratch<T> scratch, int parts) {
+  constexpr int kCounts = 4;  // eligible, covered, zero radii, neighbours
+  SharedLayout layout;
+  int* const of_warps = shared_array<int>(layout.add<int>(kReportWarps * kCounts), kReportWarps * kCounts);
+  const int thread = static_cast<int>(threadIdx.x);
   const int64_t seed = blockIdx.x / static_cast<unsigned>(parts);
-  const int64_t row = static_cast<int64_t>(blockIdx.x % static_cast<unsigned>(parts)) * kWarp + threadIdx.x;
-  int eligible = 0, covered = 0, zero_radii = 0, neighbours = 0;
+  const int64_t row = static_cast<int64_t>(blockIdx.x % static_cast<unsigned>(parts)) * kReportThreads + thread;
+  Totals& totals = scratch.totals[seed];
+  const unsigned long long distinct = totals.distinct, learnt = totals.learnt;  // long before they are needed
+  int counts[kCounts] = {};
   if (row < b.rows) {
     const int64_t at = seed * b.rows + row;
-    eligible = b.eligible[at];
+    counts[0] = b.eligible[at];
     const int transition = scratch.transition[at];
     const int64_t place = seed * b.rows + transition;
     const int64_t found = transition >= 0 ? scratch.count[place] : -1;
@@ -353,33 +300,43 @@ __global__ void __launch_bounds__(kWarp)
       const T radius = scratch.radius[place];
       // The point itself lies at distance 0: strictly closer, unless the radius is 0.
       const int64_t count = found + (b.count_self && radius > 0);
-      entropy = static_cast<T>(entropy_of(static_cast<double>(radius), count, b.dim, b.offset));
-      covered = 1;
-      zero_radii = radius == 0;
-      neighbours = static_cast<int>(count);
+      const double share = digamma_by_table(count + 1) / static_cast<double>(b.dim);
+      entropy = static_cast<T>(entropy_with(share, static_cast<double>(radius), b.offset));
+      counts[1] = 1;
+      counts[2] = radius == 0;
+      counts[3] = static_cast<int>(count);
     }
     b.entropy[at] = entropy;
-    b.covered[at] = covered != 0;
+    b.covered[at] = counts[1] != 0;
   }
-  eligible = __reduce_add_sync(kFullWarp, eligible);
-  covered = __reduce_add_sync(kFullWarp, covered);
-  zero_radii = __reduce_add_sync(kFullWarp, zero_radii);
-  neighbours = __reduce_add_sync(kFullWarp, neighbours);
-  if (threadIdx.x != 0) return;
-
-  Totals& totals = scratch.totals[seed];
-  atomicAdd(&totals.eligible, static_cast<unsigned long long>(eligible));
-  atomicAdd(&totals.covered, static_cast<unsigned long long>(covered));
-  atomicAdd(&totals.zero_radii, static_cast<unsigned long long>(zero_radii));
-  atomicAdd(&totals.neighbours, static_cast<unsigned long long>(neighbours));
-  __threadfence();
-  if (atomicAdd(&totals.blocks, 1ull) + 1 != static_cast<unsigned long long>(parts)) return;
-  __threadfence();
+#pragma unroll
+  for (int k = 0; k < kCounts; ++k) {
+    counts[k] = __reduce_add_sync(kFullWarp, counts[k]);
+    if (thread % kWarp == 0) of_warps[thread / kWarp * kCounts + k] = counts[k];
+  }
+  __syncthreads();
+  if (thread != 0) return;
+  unsigned long long sums[kCounts] = {};
+#pragma unroll
+  for (int w = 0; w < kReportWarps; ++w) {
+#pragma unroll
+    for (int k = 0; k < kCounts; ++k) sums[k] += static_cast<unsigned long long>(of_warps[w * kCounts + k]);
+  }
+  if (parts > 1) {  // otherwise nobody else has anything to add
+#pragma unroll
+    for (int k = 0; k < kCounts; ++k) atomicAdd(&totals.sums[k], sums[k]);
+    __threadfence();
+    if (atomicAdd(&totals.blocks, 1ull) + 1 != static_cast<unsigned long long>(parts)) return;
+    __threadfence();
+#pragma unroll
+    for (int k = 0; k < kCounts; ++k) sums[k] = totals.sums[k];
+  }
+  const auto [eligible, covered, zero_radii, neighbours] = sums;
   T* const statistics = b.statistics + seed;
-  statistics[0] = share_of<T>(totals.zero_radii, totals.covered);
-  statistics[b.seeds] = share_of<T>(totals.covered, totals.eligible);
-  statistics[2 * b.seeds] = share_of<T>(totals.neighbours, totals.covered * totals.distinct);
-  if (totals.learnt > 0) b.batches[seed] += T(1);
+  statistics[0] = share_of<T>(zero_radii, covered);
+  statistics[b.seeds] = share_of<T>(covered, eligible);
+  statistics[2 * b.seeds] = share_of<T>(neighbours, covered * distinct);
+  if (learnt > 0) b.batches[seed] += T(1);
 }
 
 // The workspace of a call, and the search within it.
@@ -424,7 +381,7 @@ Status launch_prepare(const BatchEntropy<T>& b, const Scratch<T>& scratch, bool 
   const int64_t blocks = b.seeds * share.parts;
   if (blocks > INT32_MAX) return {"batch_prepare_kernel", kTooManyBlocks};
   const int rows = static_cast<int>(b.rows);
-  const PrepareLayout<T> layout(share.width, shared ? rows : 0, shared ? share.slots : 0);
+  const PrepareLayout<T> layout(share, shared ? rows : 0, shared ? share.slots : 0);
   return status_of("batch_prepare_kernel",
                    launch_kernel(shared ? batch_prepare_kernel<T, true> : batch_prepare_kernel<T, false>,
                                  dim3(static_cast<unsigned>(blocks)), dim3(kPrepareThreads), layout.bytes, stream, b,
@@ -433,11 +390,13 @@ Status launch_prepare(const BatchEntropy<T>& b, const Scratch<T>& scratch, bool 
 
 template <typename T>
 Status launch_report(const BatchEntropy<T>& b, const Scratch<T>& scratch, cudaStream_t stream) {
-  const int64_t parts = b.rows > 0 ? (b.rows + kWarp - 1) / kWarp : 1;
+  const int64_t parts = b.rows > 0 ? (b.rows + kReportThreads - 1) / kReportThreads : 1;
+  SharedLayout layout;
+  layout.add<int>(kReportWarps * 4);
   if (b.seeds * parts > INT32_MAX) return {"batch_report_kernel", kTooManyBlocks};
   return status_of("batch_report_kernel",
-                   launch_kernel(batch_report_kernel<T>, dim3(static_cast<unsigned>(b.seeds * parts)), dim3(kWarp), 0,
-                                 stream, b, scratch, static_cast<int>(parts)));
+                   launch_kernel(batch_report_kernel<T>, dim3(static_cast<unsigned>(b.seeds * parts)),
+                                 dim3(kReportThreads), layout.bytes(), stream, b, scratch, static_cast<int>(parts)));
 }
 
 }  // namespace
