@@ -18,7 +18,7 @@ ROLES = {
     "relu_gradient": "rbw",
     "action_relu_gradient": "rrrbww",
     "outer_relu_gradient": "rrrrrwwww",
-    "conservative_head": "rrrrrwww",
+    "conservative_head": "rrrrrwwww",
 }
 
 
