@@ -391,6 +391,15 @@ FAULTS = [
     Fault(
         "lists: senders without an atomic", "warp_queries.h", "atomicOr(senders + query, 1u", "(senders[query] |= 1u"
     ),
+    Fault(
+        "lists: near by the tile's other end",
+        "warp_queries.h",
+        "near = least - value < bound && value - most < bound",
+        "near = most - value < bound && value - least < bound",
+    ),
+    Fault(
+        "lists: another tile's values", "ring.h", "least = visit.values[visit.tile * kTile]", "least = visit.right_edge"
+    ),
     Fault("lists: the error of the tile before", "warp_queries.h", "if (lane == 0) *tile_error = error;", ""),
     Fault("lists: the row of another query", "warp_queries.h", "view.row(rows[query])", "view.row(rows[query ^ 1])"),
     Fault("ring: the middle is not passed on", "ring.h", "      *middle = value;\n", ""),

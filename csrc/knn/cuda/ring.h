@@ -32,7 +32,8 @@ struct Shadows {
 template <typename T, int kTile>
 struct Turn {
   Visit<T, kTile> visit;
-  float error;  // the largest of the tile's
+  float error;    // the largest of the tile's
+  T least, most;  // of its values
 };
 
 // Where a block's shared memory holds what. The host computes it once for all: the kernel has no registers for it.
@@ -77,6 +78,7 @@ struct Ring {
 
   const Shadows<T>& shadows;
   int64_t entry;
+  int finite;  // references
   int stages, stage_words, warps, lane;
   unsigned* words;        // [stages][shadow_words(kTile, steps)]
   float* norms;           // [stages][norm_words(kTile)]
@@ -87,10 +89,11 @@ struct Ring {
   int at = 0;             // the stage of the turn at hand
   unsigned round = 0;
 
-  __device__ __forceinline__ Ring(const ScreenLayout& layout, const Shadows<T>& shadows_, int64_t entry_, int stages_,
-                                  int warps_, int lane_)
+  __device__ __forceinline__ Ring(const ScreenLayout& layout, const Shadows<T>& shadows_, int64_t entry_, int finite_,
+                                  int stages_, int warps_, int lane_)
       : shadows(shadows_),
         entry(entry_),
+        finite(finite_),
         stages(stages_),
         stage_words(shadow_words(kTile, shadows_.steps)),
         warps(warps_),
@@ -123,6 +126,7 @@ struct Ring {
   // Brings the visit's tile to this stage, by one warp.
   __device__ __forceinline__ void publish(int stage, const Visit<T, kTile>& visit) {
     float error = 0;
+    T least = 0, most = 0;
     if (visit.tile >= 0) {
       const int64_t number = entry * shadows.tiles + visit.tile;
       const unsigned* const from = shadows.words + number * stage_words;
@@ -132,9 +136,12 @@ struct Ring {
       float* const to_norms = norms + stage * norm_words(kTile);
       for (int w = 4 * lane; w < norm_words(kTile); w += 4 * kWarp) copy_async<16>(to_norms + w, from_norms + w);
       error = shadows.errors[number];
+      const int end = (visit.tile + 1) * kTile;
+      least = visit.values[visit.tile * kTile];
+      most = visit.values[(end < finite ? end : finite) - 1];
     }
     if (lane == 0) {
-      turns[stage] = {visit, error};
+      turns[stage] = {visit, error, least, most};
       gate_arrive(gates + stage);
     }
     if (visit.tile >= 0) {

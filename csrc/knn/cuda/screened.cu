@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, blocks_on<Shape, kReg
   const ScreenLayout& layout = parameters.layout;
   const T middle = view.query_value(view.live / 2);
   const Visit<T, kTile> home(view.values, view.finite, middle, lane);
-  Ring<Shape, T> ring(layout, shadows, view.entry, parameters.stages, warps, lane);
+  Ring<Shape, T> ring(layout, shadows, view.entry, view.finite, parameters.stages, warps, lane);
   ring.begin(home, middle, warp);
 
   // The queries' operands, -2 times their shadows: of all steps in registers, or in shared memory.
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, blocks_on<Shape, kReg
     const auto& turn = ring.wait();
     const int tile = turn.visit.tile;
     if (tile < 0) break;
-    if (!mine.begin_tile(turn.error)) {
+    if (!mine.begin_tile(turn.error, turn.least, turn.most)) {
       mine.fill(tile * kTile, kTile);
       ring.leave(mine.values[lane], mine.bounds[lane]);
       continue;

@@ -61,20 +61,21 @@ struct WarpQueries {
   const SortedView<T>& view;
   int first;  // of the warp's queries within the block
   int lane;
-  int packs;          // of a list
-  T* lists;           // [packs][32][kSlots], each in ascending order
-  T* bounds;          // [32]: no key at or above this is wanted
-  float* limits;      // [32]: no sum at or above this is of a wanted pair, for the tile at hand
-  float* errors;      // [32]: e_x of screen.h
-  float* norms;       // [32]: n_x
-  T* values;          // [32]
-  int* self;          // [32]
-  unsigned* senders;  // [32]: the lanes that have a key for it; none between two calls
-  Pair* queue;        // [kQueue]
-  int* rows;          // [32]: of the problem; of queries that exist
-  T* scale;           // of the frame; like the next one a number, for which there is no register
-  float* tile_error;  // the largest e_y of the tile at hand
-  int queued = 0;     // how many; fewer than 32 between two calls
+  int packs;            // of a list
+  T* lists;             // [packs][32][kSlots], each in ascending order
+  T* bounds;            // [32]: no key at or above this is wanted
+  float* limits;        // [32]: no sum at or above this is of a wanted pair, for the tile at hand
+  float* errors;        // [32]: e_x of screen.h
+  float* norms;         // [32]: n_x
+  T* values;            // [32]
+  int* self;            // [32]
+  unsigned* senders;    // [32]: the lanes that have a key for it; none between two calls
+  Pair* queue;          // [kQueue]
+  int* rows;            // [32]: of the problem; of queries that exist
+  T* scale;             // of the frame; like the next one a number, for which there is no register
+  float* tile_error;    // the largest e_y of the tile at hand
+  bool by_gap = false;  // whether pairs of the tile at hand are queued by their gap in value
+  int queued = 0;       // how many; fewer than 32 between two calls
 
   __device__ __forceinline__ WarpQueries(const SortedView<T>& view_, size_t at, int warp, int lane_)
       : view(view_), first(warp * kWarp), lane(lane_) {
@@ -133,10 +134,16 @@ struct WarpQueries {
     __syncwarp();
   }
 
-  // Before a tile with this error is screened: fills the limits. False where a query has not seen k candidates.
-  __device__ __forceinline__ bool begin_tile(float error) {
+  // Before a tile with this error is screened: fills the limits. False where a query has not seen k candidates. least,
+  // most: of the tile's values. A query too far from all of them wants nothing here, and where for every query either
+  // all of them are near enough or none, the pairs' own gaps are left to be looked at when they are computed.
+  __device__ __forceinline__ bool begin_tile(float error, T least, T most) {
     const T bound = bounds[lane];
-    limits[lane] = limit_for(lane, bound, error);
+    const T value = values[lane];
+    const bool near = least - value < bound && value - most < bound;
+    const bool all_near = most - value < bound && value - least < bound;
+    by_gap = __any_sync(kFullWarp, near && !all_near);
+    limits[lane] = near ? limit_for(lane, bound, error) : -infinity<float>();
     if (lane == 0) *tile_error = error;
     __syncwarp();
     return __all_sync(kFullWarp, is_finite(bound));
@@ -258,7 +265,8 @@ struct WarpQueries {
   // One more pair of each lane that offers one; called by the whole warp.
   __device__ __forceinline__ void offer(bool offers, int query, int place) {
     // Values often decide where states do not: a look at the gap spares the queue what both rule out.
-    const bool wanted = offers && magnitude(values[query] - view.values[place]) < bounds[query];
+    bool wanted = offers;
+    if (by_gap) wanted = offers && magnitude(values[query] - view.values[place]) < bounds[query];
     const unsigned lanes = __ballot_sync(kFullWarp, wanted);
     if (wanted) queue[queued + __popc(lanes & ((1u << lane) - 1))] = {query, place};
     queued += __popc(lanes);
