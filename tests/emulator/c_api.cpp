@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "knn/cuda/launch.h"
+#include "knn/cuda/screened.h"
 #include "c_api.h"
 #include "self_kernels.h"
 #include "twin.h"
@@ -142,6 +143,23 @@ void emulator_choice(int is_double, const int64_t* sizes, int refs_are_queries, 
 
 // How many variants of this path there are.
 int emulator_variants(int path) { return static_cast<int>(qcse::cuda::variants(kPaths[path]).size()); }
+
+// How the screened kernel's rule divides a block of a device of this capability: warps, stages, blocks that share a
+// multiprocessor, and bytes of shared memory.
+void emulator_screen_division(int is_double, const int64_t* sizes, int capability, int64_t* answer) {
+  qcse::cuda::Device device;
+  qcse::cuda::select_device(0, &device);
+  device.capability = capability;
+  const void* const inputs[5] = {};
+  void* const outputs[3] = {};
+  const qcse::cuda::ScreenDivision division =
+      is_double != 0 ? qcse::cuda::screen_division(problem_of<double>(sizes, inputs, outputs, 0), device, -1)
+                     : qcse::cuda::screen_division(problem_of<float>(sizes, inputs, outputs, 0), device, -1);
+  answer[0] = division.warps;
+  answer[1] = division.stages;
+  answer[2] = division.blocks;
+  answer[3] = static_cast<int64_t>(division.bytes);
+}
 
 uint64_t emulator_accesses() { return emulator::accesses_so_far(); }
 uint64_t emulator_launches() { return emulator::launches_so_far(); }

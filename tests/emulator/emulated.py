@@ -117,6 +117,13 @@ class Emulator:
         name = next(name for name, number in PATHS.items() if number == answer[0])
         return name, None if answer[1] < 0 else tuple(answer[2:])
 
+    def screen_division(self, refs: int, dim: int, k: int, dtype: type, capability: int) -> tuple[int, ...]:
+        """The screened kernel's warps and stages of a block, how many blocks share a multiprocessor, and its bytes."""
+        answer = (ctypes.c_int64 * 4)()
+        sizes = (ctypes.c_int64 * 5)(1, refs, refs, dim, k)
+        self._library.emulator_screen_division(int(dtype == np.float64), sizes, capability, answer)
+        return tuple(answer)
+
     def variants(self, path: str) -> int:
         """How many variants this library holds."""
         return int(self._library.emulator_variants(PATHS[path]))

@@ -323,13 +323,13 @@ FAULTS = [
     Fault(
         "screen: the limit is not renewed with the bound",
         "warp_queries.h",
-        "limits[query] = limit_for(query, bound);",
-        "limits[query] = limit_for(query, bound / 2);",
+        "limits[query] = limit_for(query, bound, *tile_error);",
+        "limits[query] = limit_for(query, bound / 2, *tile_error);",
     ),
     Fault(
         "screen: bounds without a warp's barrier",
         "warp_queries.h",
-        "__syncwarp();  // every lane has read its pair and its bound",
+        "__syncwarp();  // every lane has read its pair and its bound, and told whose key it has",
         "",
     ),
     Fault(
@@ -345,10 +345,72 @@ FAULTS = [
         "",
     ),
     Fault(
+        "lists: new bounds without a warp's barrier",
+        "warp_queries.h",
+        "    take_own(key);\n    __syncwarp();",
+        "    take_own(key);",
+    ),
+    Fault(
+        "lists: too few packs",
+        "warp_queries.h",
+        "(k + kSlots<T> - 1) / kSlots<T>",
+        "(k > 4 ? k - 1 : k + 3) / kSlots<T>",
+    ),
+    Fault("lists: packs of other lanes", "warp_queries.h", "own += kWarp * kSlots<T>;", "own += kSlots<T>;"),
+    Fault("lists: another lane's list", "warp_queries.h", "T* own = slot(lane, 0);", "T* own = slot(lane ^ 1, 0);"),
+    Fault(
+        "lists: the warp's slots and a lane's differ",
+        "warp_queries.h",
+        "(rank / kSlots<T> * kWarp + query) * kSlots<T> + rank % kSlots<T>",
+        "(rank / kSlots<T> * kWarp + query) * kSlots<T> + (kSlots<T> - 1 - rank % kSlots<T>)",
+    ),
+    Fault("lists: the bound one rank too low", "warp_queries.h", "(view.problem.k) - 1));", "(view.problem.k) - 2));"),
+    Fault("lists: the bound is not renewed", "warp_queries.h", "if (changes) renew(", "if (false) renew("),
+    Fault(
+        "lists: of two keys of a query one is lost",
+        "warp_queries.h",
+        "        from &= from - 1;\n",
+        "        from = 0;\n",
+    ),
+    Fault("lists: keys go to their sender", "warp_queries.h", "theirs = __shfl_sync(kFullWarp, key,", "theirs = (key,"),
+    Fault(
+        "lists: as many keys as go on one way",
+        "warp_queries.h",
+        "while (__any_sync(kFullWarp, from != 0)) {",
+        "if (__any_sync(kFullWarp, from != 0)) {",
+    ),
+    Fault(
+        "lists: a lane without keys takes some",
+        "warp_queries.h",
+        "keys[i] = from != 0 ? theirs",
+        "keys[i] = true ? theirs",
+    ),
+    Fault(
+        "lists: senders are told again", "warp_queries.h", "    senders[lane] = 0;\n    const bool", "    const bool"
+    ),
+    Fault(
+        "lists: senders without an atomic", "warp_queries.h", "atomicOr(senders + query, 1u", "(senders[query] |= 1u"
+    ),
+    Fault(
+        "lists: near by the tile's other end",
+        "warp_queries.h",
+        "near = least - value < bound && value - most < bound",
+        "near = most - value < bound && value - least < bound",
+    ),
+    Fault(
+        "lists: another tile's values", "ring.h", "least = visit.values[visit.tile * kTile]", "least = visit.right_edge"
+    ),
+    Fault("lists: the error of the tile before", "warp_queries.h", "if (lane == 0) *tile_error = error;", ""),
+    Fault("lists: the row of another query", "warp_queries.h", "view.row(rows[query])", "view.row(rows[query ^ 1])"),
+    Fault("ring: the middle is not passed on", "ring.h", "      *middle = value;\n", ""),
+    Fault(
+        "lists: slots beyond the last", "warp_queries.h", "lane < packs * kSlots<T>) *slot", "lane < 32 * packs) *slot"
+    ),
+    Fault(
         "screen: limits without a warp's barrier",
         "warp_queries.h",
-        "limits[lane] = limit_for(lane, bound);\n    __syncwarp();",
-        "limits[lane] = limit_for(lane, bound);",
+        "if (lane == 0) *tile_error = error;\n    __syncwarp();",
+        "if (lane == 0) *tile_error = error;",
     ),
     Fault(
         "screen: next step's words",
@@ -420,8 +482,8 @@ FAULTS = [
     Fault(
         "ring: one stage too few",
         "screened.cu",
-        "ScreenLayout<Shape, T, kRegisters> layout(steps, warps, parameters.stages)",
-        "ScreenLayout<Shape, T, kRegisters> layout(steps, warps, parameters.stages - 1)",
+        "division.warps, parameters.stages)",
+        "division.warps, parameters.stages - 1)",
     ),
 ]
 

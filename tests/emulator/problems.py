@@ -192,7 +192,7 @@ def directed() -> list[tuple[str, Problem]]:
 
     # The neighbours are in the last of many tiles on one side, when every stage has been used more than twice.
     for mirror in (1, -1):
-        ref_values, ref_states = mirror * 1e-3 * np.linspace(0, 1, 1300), rng.uniform(5, 6, (1300, 2))
+        ref_values, ref_states = mirror * 1e-3 * np.linspace(0, 1, 2100), rng.uniform(5, 6, (2100, 2))
         ref_states[-30:] = rng.uniform(0.1, 0.2, (30, 2))
         parts = [
             a.astype(np.float32) for a in (np.zeros((1, 3, 2)), np.zeros((1, 3)), ref_states[None], ref_values[None])

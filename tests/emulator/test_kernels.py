@@ -251,6 +251,43 @@ def test_the_search_by_value_skips_tiles(emulator: Emulator) -> None:
         assert work(np.arange(refs)) < share * work(np.full(refs, 1005.0))
 
 
+@pytest.mark.parametrize(("capability", "kilobytes"), [(80, 163), (86, 99), (90, 227), (100, 227)])
+def test_blocks_of_the_screened_kernel_share_a_multiprocessor(
+    emulator: Emulator, capability: int, kilobytes: int
+) -> None:
+    emulator.configure(shared_bytes=kilobytes * 1024)
+    for dim, k, dtype in [(17, 12, np.float32), (17, 32, np.float32), (8, 12, np.float32), (32, 1, np.float32)]:
+        warps, stages, blocks, size = emulator.screen_division(65536, dim, k, dtype, capability)
+        assert warps == 8 and (4 if k < 32 else 3) <= stages <= 6  # red zones make the emulator's blocks larger
+        assert blocks == (2 if capability in (80, 90) else 1)
+        assert blocks * (size + 1024) <= (kilobytes + 1) * 1024
+    # What shares a multiprocessor with no other takes what it has.
+    for dim, k, dtype in [(111, 12, np.float32), (17, 128, np.float32), (29, 12, np.float64)]:
+        warps, stages, blocks, size = emulator.screen_division(65536, dim, k, dtype, capability)
+        assert warps > 0 and 2 <= stages <= 6 and blocks == 1 and size <= kilobytes * 1024
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("k", [1, 12, 32, 33, 128])
+def test_lists_of_the_screened_kernel(emulator: Emulator, k: int, dtype: type) -> None:
+    """Each length of a list; several keys of one query at a time, equal ones, and queries that want nothing."""
+    rng = np.random.default_rng(k)
+    refs, dim = 700, 9
+    for kind in ("apart", "few queries", "ties", "growing"):
+        queries = 3 if kind == "few queries" else 40
+        states, ref_states = rng.standard_normal((2, queries, dim)), rng.standard_normal((2, refs, dim))
+        values, ref_values = rng.standard_normal((2, queries)), rng.standard_normal((2, refs))
+        if kind == "ties":
+            states, ref_states, values, ref_values = (np.round(a) for a in (states, ref_states, values, ref_values))
+        if kind == "growing":  # the farther in value, the nearer: each tile brings a list's worth of keys
+            values, ref_values = 1e-3 * values, 1e-3 * np.linspace(0, 1, refs)[None].repeat(2, 0)
+            ref_states *= np.linspace(3, 0.5, refs)[:, None]
+        states[0, 1, 2], values[1, 0], ref_states[0, 7, 0], ref_values[1, 9] = np.nan, np.inf, -np.inf, np.nan
+        parts = [a.astype(dtype) for a in (states, values, ref_states, ref_values)]
+        emulator.configure(seed=k)
+        check(emulator, Problem(parts[0], parts[1], k, parts[2], parts[3]), "screened", f"{kind}, k {k}")
+
+
 VARIANTS = {"small": 16, "large": 16, "screened": 9}
 
 

@@ -11,6 +11,10 @@ struct Device {
   size_t shared_bytes_per_block = 0;  // the opt-in limit
 };
 
+// What each block takes of a multiprocessor's shared memory beside its own; a multiprocessor has as much more than the
+// limit above.
+inline constexpr size_t kOfSystem = 1024;
+
 // A launch that failed names the kernel and the driver's reason; `error` is null where all went well.
 struct Status {
   const char* kernel = "";

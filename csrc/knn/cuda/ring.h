@@ -32,28 +32,36 @@ struct Shadows {
 template <typename T, int kTile>
 struct Turn {
   Visit<T, kTile> visit;
-  float error;  // the largest of the tile's
+  float error;    // the largest of the tile's
+  T least, most;  // of its values
 };
 
-template <typename Shape, typename T, int kRegisters>
+// Where a block's shared memory holds what. The host computes it once for all: the kernel has no registers for it.
 struct ScreenLayout {
-  size_t operands, words, norms, turns, gates, leavers, bytes;  // after what the warps keep of their own
-  int operand_words;                                            // of a warp
-
-  __host__ __device__ ScreenLayout(int steps, int warps, int stages) {
-    constexpr WarpLayout<T, kRegisters> kOwn;
-    operand_words = Shape::kSteps > 0 ? 0 : shadow_words(kWarp, steps);
-    SharedLayout layout;
-    layout.add<unsigned char>(kOwn.bytes * warps);
-    operands = layout.add<unsigned>(static_cast<size_t>(warps) * operand_words);
-    words = layout.add<unsigned>(static_cast<size_t>(stages) * shadow_words(Shape::kTile, steps));
-    norms = layout.add<float>(static_cast<size_t>(stages) * norm_words(Shape::kTile));
-    turns = layout.add<Turn<T, Shape::kTile>>(stages);
-    gates = layout.add<Gate>(stages);
-    leavers = layout.add<unsigned>(stages);
-    bytes = layout.bytes();
-  }
+  unsigned own;  // bytes that a warp keeps of its own, which come first
+  unsigned operands, words, norms, turns, gates, leavers, middle;
+  int operand_words;  // of a warp
+  size_t bytes;
 };
+
+template <typename Shape, typename T>
+ScreenLayout screen_layout(int k, int steps, int warps, int stages) {
+  ScreenLayout at{};
+  const auto place = [](size_t offset) { return static_cast<unsigned>(offset); };
+  SharedLayout layout;
+  at.own = place(WarpLayout<T>(k).bytes);
+  at.operand_words = Shape::kSteps > 0 ? 0 : shadow_words(kWarp, steps);
+  layout.add<unsigned char>(static_cast<size_t>(at.own) * warps);
+  at.operands = place(layout.add<unsigned>(static_cast<size_t>(warps) * at.operand_words));
+  at.words = place(layout.add<unsigned>(static_cast<size_t>(stages) * shadow_words(Shape::kTile, steps)));
+  at.norms = place(layout.add<float>(static_cast<size_t>(stages) * norm_words(Shape::kTile)));
+  at.turns = place(layout.add<Turn<T, Shape::kTile>>(stages));
+  at.gates = place(layout.add<Gate>(stages));
+  at.leavers = place(layout.add<unsigned>(stages));
+  at.middle = place(layout.add<T>(1));
+  at.bytes = layout.bytes();
+  return at;
+}
 
 // The ring of staged tiles. Warps go through the visit's turns each at its own pace; stage `turn % stages` has the turn
 // and its tile. The last warp that leaves a turn knows that nobody reads its stage any more and that all have told what
@@ -63,28 +71,29 @@ struct ScreenLayout {
 // What a warp tells is judged by the visit as it stood at some turn from the one that it leaves on. That may be some
 // turns before the one that is chosen, and edges only move outward and bounds only fall: it may ask for a tile that
 // nobody wants any more, and never fails to ask for one that somebody wants.
-template <typename Shape, typename T, int kRegisters>
+template <typename Shape, typename T>
 struct Ring {
   static constexpr int kTile = Shape::kTile;
   static constexpr unsigned kLeaver = 1, kLeft = 1 << 8, kRight = 1 << 16;  // what a warp adds to `leavers`
 
   const Shadows<T>& shadows;
   int64_t entry;
-  T middle;
+  int finite;  // references
   int stages, stage_words, warps, lane;
   unsigned* words;        // [stages][shadow_words(kTile, steps)]
   float* norms;           // [stages][norm_words(kTile)]
   Turn<T, kTile>* turns;  // [stages]
   Gate* gates;            // [stages]: the turn is there
+  T* middle;              // a value among the block's queries
   unsigned* leavers;      // [stages]: how many warps have left the turn, and how many of them want which side
   int at = 0;             // the stage of the turn at hand
   unsigned round = 0;
 
-  __device__ __forceinline__ Ring(const ScreenLayout<Shape, T, kRegisters>& layout, const Shadows<T>& shadows_,
-                                  int64_t entry_, T middle_, int stages_, int warps_, int lane_)
+  __device__ __forceinline__ Ring(const ScreenLayout& layout, const Shadows<T>& shadows_, int64_t entry_, int finite_,
+                                  int stages_, int warps_, int lane_)
       : shadows(shadows_),
         entry(entry_),
-        middle(middle_),
+        finite(finite_),
         stages(stages_),
         stage_words(shadow_words(kTile, shadows_.steps)),
         warps(warps_),
@@ -94,11 +103,13 @@ struct Ring {
     turns = shared_array<Turn<T, kTile>>(layout.turns, stages);
     gates = shared_array<Gate>(layout.gates, stages);
     leavers = shared_array<unsigned>(layout.leavers, stages);
+    middle = shared_array<T>(layout.middle, 1);
   }
 
   // The tiles of the first turns, whatever is wanted; home is the visit before them. Called by the whole block.
-  __device__ __forceinline__ void begin(const Visit<T, kTile>& home, int warp) {
+  __device__ __forceinline__ void begin(const Visit<T, kTile>& home, T value, int warp) {
     if (threadIdx.x == 0) {
+      *middle = value;
       for (int s = 0; s < stages; ++s) {
         gate_prepare(gates + s, kWarp + 1);
         leavers[s] = 0;
@@ -107,7 +118,7 @@ struct Ring {
     __syncthreads();
     Visit<T, kTile> visit = home;
     for (int s = 0; s < stages; ++s) {
-      if (visit.tile >= 0) visit.tile = visit.next(kWantsLeft | kWantsRight, middle);
+      if (visit.tile >= 0) visit.tile = visit.next(kWantsLeft | kWantsRight, value);
       if (s % warps == warp) publish(s, visit);
     }
   }
@@ -115,6 +126,7 @@ struct Ring {
   // Brings the visit's tile to this stage, by one warp.
   __device__ __forceinline__ void publish(int stage, const Visit<T, kTile>& visit) {
     float error = 0;
+    T least = 0, most = 0;
     if (visit.tile >= 0) {
       const int64_t number = entry * shadows.tiles + visit.tile;
       const unsigned* const from = shadows.words + number * stage_words;
@@ -124,9 +136,12 @@ struct Ring {
       float* const to_norms = norms + stage * norm_words(kTile);
       for (int w = 4 * lane; w < norm_words(kTile); w += 4 * kWarp) copy_async<16>(to_norms + w, from_norms + w);
       error = shadows.errors[number];
+      const int end = (visit.tile + 1) * kTile;
+      least = visit.values[visit.tile * kTile];
+      most = visit.values[(end < finite ? end : finite) - 1];
     }
     if (lane == 0) {
-      turns[stage] = {visit, error};
+      turns[stage] = {visit, error, least, most};
       gate_arrive(gates + stage);
     }
     if (visit.tile >= 0) {
@@ -166,7 +181,7 @@ struct Ring {
     Visit<T, kTile> visit = turns[newest].visit;
     const unsigned wanted =
         (all / kLeft % (kRight / kLeft) != 0 ? kWantsLeft : 0) | (all / kRight != 0 ? kWantsRight : 0);
-    if (visit.tile >= 0) visit.tile = visit.next(wanted, middle);
+    if (visit.tile >= 0) visit.tile = visit.next(wanted, *middle);
     if (lane == 0) leavers[at] = 0;
     publish(at, visit);
   }

@@ -10,16 +10,12 @@
 namespace qcse::cuda {
 namespace {
 
-// Blocks that shall share a multiprocessor's registers, by rule: two where its shared memory has room for two, and the
-// compiler for their registers without spills.
-__host__ __device__ constexpr int screen_blocks(bool small) {
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900)
-  return small ? 2 : 1;
+// The compute capability that this code is compiled for, 0 on the host.
+#if defined(__CUDA_ARCH__)
+constexpr int kCompiledFor = __CUDA_ARCH__ / 10;
 #else
-  static_cast<void>(small);
-  return 1;
+constexpr int kCompiledFor = 0;
 #endif
-}
 
 // The division of labour in a block: a warp owns 32 queries, a block as many warps as shared memory has room for, up to
 // kMaxWarps. All of them see every candidate tile. kSteps: of the product, where the queries' operands stay in
@@ -32,16 +28,20 @@ struct ScreenShape {
   static constexpr int kSide = kVariant.inner;  // candidates that a warp compares with its queries at a time
   static constexpr int kSteps = kSteps_;
   // Tiles that are staged at a time: as many as a warp may be ahead of the slowest, and one more.
-  static constexpr int kMostStages = 4;
+  // More than six keep hardly any more warps from waiting, and take what is the cache's for exact distances.
+  static constexpr int kMostStages = 6;
   static constexpr int kFewestStages = 2;
   static_assert(kTile % kSide == 0 && kSide % kFragmentRows == 0);
   static_assert(kSide <= 64);  // a lane's sums are a word of 64 bits
 };
 
-// Blocks of kMaxWarps that shall share a multiprocessor's registers.
+// Blocks of kMaxWarps that shall share a multiprocessor. By rule, two where its shared memory has room for two and the
+// compiler for their registers without spills.
 template <typename Shape, int kRegisters>
-inline constexpr int kBlocks =
-    Shape::kVariant.blocks > 0 ? Shape::kVariant.blocks : screen_blocks(Shape::kSteps > 0 && kRegisters == 1);
+constexpr int blocks_on(int capability) {
+  if (Shape::kVariant.blocks > 0) return Shape::kVariant.blocks;
+  return Shape::kSteps > 0 && kRegisters == 1 && (capability == 80 || capability == 90) ? 2 : 1;
+}
 
 // A kernel for each number of steps up to this, where T and k are those of most calls; for the others the general one.
 template <typename T>
@@ -145,13 +145,14 @@ struct ScreenParameters {
   SortedRefs<T> refs;
   SortedSet<T> queries;
   Shadows<T> shadows;
+  ScreenLayout layout{};
   int tiles = 0;   // blocks a batch entry
   int stages = 0;  // tiles that a block stages at a time
 };
 
 // One block for each tile of queries in sorted order: blockIdx.x = batch entry * tiles + tile.
 template <typename Shape, typename T, int kRegisters>
-__global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, kBlocks<Shape, kRegisters>)
+__global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, blocks_on<Shape, kRegisters>(kCompiledFor))
     knn_screened_kernel(const ScreenParameters<T> parameters) {
   constexpr int kTile = Shape::kTile;
   constexpr int kSide = Shape::kSide;
@@ -169,11 +170,11 @@ __global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, kBlocks<Shape, kRegis
 
   const SortedView<T> view(problem, parameters.refs, parameters.queries, parameters.tiles, threads);
   const Frame<T> frame = shadows.frame(view.entry, dim);
-  const ScreenLayout<Shape, T, kRegisters> layout(steps, warps, parameters.stages);
+  const ScreenLayout& layout = parameters.layout;
   const T middle = view.query_value(view.live / 2);
   const Visit<T, kTile> home(view.values, view.finite, middle, lane);
-  Ring<Shape, T, kRegisters> ring(layout, shadows, view.entry, middle, parameters.stages, warps, lane);
-  ring.begin(home, warp);
+  Ring<Shape, T> ring(layout, shadows, view.entry, view.finite, parameters.stages, warps, lane);
+  ring.begin(home, middle, warp);
 
   // The queries' operands, -2 times their shadows: of all steps in registers, or in shared memory.
   constexpr int kKept = Shape::kSteps > 0 ? Shape::kSteps : 1;
@@ -181,7 +182,7 @@ __global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, kBlocks<Shape, kRegis
   unsigned* const operands =
       shared_array<unsigned>(layout.operands, static_cast<size_t>(warps) * layout.operand_words) +
       warp * layout.operand_words + 4 * lane;
-  WarpQueries<T, kRegisters> mine(view, warp, lane, frame.scale);
+  WarpQueries<T, kRegisters> mine(view, layout.own * warp, warp, lane);
   mine.prepare(dim, steps, frame, [&](int step, int m, const Pack<unsigned, 4>& pack) {
     if constexpr (Shape::kSteps > 0) {
 #pragma unroll
@@ -200,7 +201,7 @@ __global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, kBlocks<Shape, kRegis
     const auto& turn = ring.wait();
     const int tile = turn.visit.tile;
     if (tile < 0) break;
-    if (!mine.begin_tile(turn.error)) {
+    if (!mine.begin_tile(turn.error, turn.least, turn.most)) {
       mine.fill(tile * kTile, kTile);
       ring.leave(mine.values[lane], mine.bounds[lane]);
       continue;
@@ -310,19 +311,20 @@ Shadows<T> take_shadows(const KnnProblem<T>& p, int variant, Workspace& workspac
   return s;
 }
 
-// What a block gets: the most warps whose shared memory fits, then the most stages; no warps where nothing fits.
-struct Division {
-  int warps = 0, stages = 0;
-  size_t bytes = 0;
-};
-
+// What a block gets: the most warps whose shared memory fits, then the most stages with which as many blocks as shall
+// share a multiprocessor find room there. Where they do not even with the fewest, the block has it to itself.
 template <typename Shape, typename T, int kRegisters>
-Division divide(const KnnProblem<T>& p, const Device& device) {
+ScreenDivision divide(const KnnProblem<T>& p, const Device& device) {
   const int steps = screen_steps(static_cast<int>(p.dim));
+  const int blocks = blocks_on<Shape, kRegisters>(device.capability);
   for (int warps = Shape::kMaxWarps; warps > 0; warps /= 2) {
-    for (int stages = Shape::kMostStages; stages >= Shape::kFewestStages; --stages) {
-      const size_t bytes = ScreenLayout<Shape, T, kRegisters>(steps, warps, stages).bytes;
-      if (bytes <= device.shared_bytes_per_block) return {warps, stages, bytes};
+    for (const int sharing : {blocks, 1}) {
+      for (int stages = Shape::kMostStages; stages >= Shape::kFewestStages; --stages) {
+        const size_t bytes = screen_layout<Shape, T>(static_cast<int>(p.k), steps, warps, stages).bytes;
+        if (sharing * (bytes + kOfSystem) <= device.shared_bytes_per_block + kOfSystem) {
+          return {warps, stages, sharing, bytes};
+        }
+      }
     }
   }
   return {};
@@ -331,12 +333,14 @@ Division divide(const KnnProblem<T>& p, const Device& device) {
 template <typename Shape, typename T, int kRegisters>
 Status search(ScreenParameters<T> parameters, const Device& device, cudaStream_t stream) {
   const KnnProblem<T>& p = parameters.problem;
-  const Division division = divide<Shape, T, kRegisters>(p, device);
+  const ScreenDivision division = divide<Shape, T, kRegisters>(p, device);
   const int queries = division.warps * kWarp;
   if (queries == 0)
     return {"knn_screened_kernel", "a block of this device has too little shared memory for so many dimensions"};
   parameters.tiles = static_cast<int>((p.queries + queries - 1) / queries);
   parameters.stages = division.stages;
+  parameters.layout =
+      screen_layout<Shape, T>(static_cast<int>(p.k), parameters.shadows.steps, division.warps, parameters.stages);
   const int64_t blocks = p.batch * parameters.tiles;
   if (blocks > INT32_MAX) return {"knn_screened_kernel", kTooManyBlocks};
   return status_of("knn_screened_kernel",
@@ -385,28 +389,28 @@ Status cast_shadows(const ScreenParameters<T>& parameters, cudaStream_t stream) 
 }
 
 template <typename T, int kRegisters>
-int variant_warps(int number, const KnnProblem<T>& p, const Device& device) {
-  int warps = 0;
+ScreenDivision division_of(int number, const KnnProblem<T>& p, const Device& device) {
+  ScreenDivision division;
   with_shape<T, kRegisters>(number, p.dim,
-                            [&]<typename Shape>() { warps = divide<Shape, T, kRegisters>(p, device).warps; });
-  return warps;
-}
-
-template <typename T>
-int warps_of(int number, const KnnProblem<T>& p, const Device& device) {
-  return p.k <= kWarp ? variant_warps<T, 1>(number, p, device) : variant_warps<T, 4>(number, p, device);
+                            [&]<typename Shape>() { division = divide<Shape, T, kRegisters>(p, device); });
+  return division;
 }
 
 }  // namespace
 
 template <typename T>
+ScreenDivision screen_division(const KnnProblem<T>& p, const Device& device, int variant) {
+  return p.k <= kWarp ? division_of<T, 1>(variant, p, device) : division_of<T, 4>(variant, p, device);
+}
+
+template <typename T>
 bool screened_fits(const KnnProblem<T>& p, const Device& device, int variant) {
-  return warps_of(variant, p, device) > 0;
+  return screen_division(p, device, variant).warps > 0;
 }
 
 template <typename T>
 bool screen_suits(const KnnProblem<T>& p, const Device& device) {
-  const int warps = warps_of(-1, p, device);
+  const int warps = screen_division(p, device, -1).warps;
   // A step costs about as much as a few dimensions of exact differences; and a grid that leaves more than a quarter of
   // the machine idle is better cut into the large kernel's smaller pieces.
   const int64_t blocks = warps == 0 ? 0 : p.batch * ((p.queries + warps * kWarp - 1) / (warps * kWarp));
@@ -434,6 +438,8 @@ Status launch_screened(const KnnProblem<T>& problem, const Device& device, void*
                             : search_variant<T, 4>(variant, parameters, device, stream);
 }
 
+template ScreenDivision screen_division(const KnnProblem<float>&, const Device&, int);
+template ScreenDivision screen_division(const KnnProblem<double>&, const Device&, int);
 template bool screened_fits(const KnnProblem<float>&, const Device&, int);
 template bool screened_fits(const KnnProblem<double>&, const Device&, int);
 template bool screen_suits(const KnnProblem<float>&, const Device&);

@@ -7,6 +7,14 @@
 
 namespace qcse::cuda {
 
+// What a block gets of this device; nothing where it has too little shared memory.
+struct ScreenDivision {
+  int warps = 0, stages = 0, blocks = 0;  // blocks: that find room on a multiprocessor's shared memory at a time
+  size_t bytes = 0;                       // of shared memory
+};
+template <typename T>
+ScreenDivision screen_division(const KnnProblem<T>& problem, const Device& device, int variant);
+
 // Whether a block of this device has enough shared memory: several hundred dimensions on a large GPU.
 template <typename T>
 bool screened_fits(const KnnProblem<T>& problem, const Device& device, int variant);

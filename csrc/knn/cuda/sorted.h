@@ -121,8 +121,9 @@ struct SortedView {
     return i < live ? queries.values[entry * problem.queries + first_query + i] : infinity<T>();
   }
   // [dim], of a query that exists.
-  __device__ __forceinline__ const T* query_row(int i) const {
-    return problem.states + (entry * problem.queries + order[i]) * problem.dim;
+  __device__ __forceinline__ const T* query_row(int i) const { return row(order[i]); }
+  __device__ __forceinline__ const T* row(int number) const {
+    return problem.states + (entry * problem.queries + number) * problem.dim;
   }
   // The sorted place of the reference that is the i-th query itself, or -1; a row that is not finite is nobody's self.
   __device__ __forceinline__ int self_of(int i) const {

@@ -66,7 +66,6 @@ size_t tile_bytes(int number, const KnnProblem<T>& problem) {
 // while the other waits.
 template <template <typename, int> typename Kernel, typename T, int kRegisters>
 int tile_by_rule(const KnnProblem<T>& problem, const Device& device) {
-  constexpr size_t kOfSystem = 1024;  // what each block takes of a multiprocessor's shared memory beside its own
   int number = 0;
   while (number < kRuledExact - 1) {
     bool suits = false;
