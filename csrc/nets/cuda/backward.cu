@@ -81,9 +81,10 @@ __global__ void __launch_bounds__(kThreads) relu_gradient_kernel(const ReluGradi
   }
 }
 
-// blockIdx.x = network * slabs + slab.
+// blockIdx.x = network * slabs + slab. Two blocks share the registers of a multiprocessor; those of double would spill.
 template <typename T, int V, typename S>
-__global__ void __launch_bounds__(kThreads) outer_relu_gradient_kernel(const OuterReluGradient<T> p, int slabs) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
+    outer_relu_gradient_kernel(const OuterReluGradient<T> p, int slabs) {
   const int width = static_cast<int>(p.width), rows = static_cast<int>(p.rows);
   const Place<S, V> place(width, slabs);
   const T* const x = p.x + place.net * rows * width + place.column;
