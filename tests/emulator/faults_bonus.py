@@ -38,7 +38,6 @@ MOMENTS = [
      "moves = next < rows && (flags[next] & kOut) == 0"),
     ("sums: past the last row", "moves = next < rows && flags", "moves = flags"),
     ("sums: past the last row of few", "moves = lane < rows && flags", "moves = flags"),
-    ("sums: loads past the last row", "first + j < rows ? first + j : rows - 1", "first + j"),
     ("sums: the first of two twice", "use(two.at[1], true)", "use(two.at[0], true)"),
     ("sums: whole warps of rows alone", "} else if (moving != 0) {", "} else if (false) {"),
     ("sums: of the first rows' bits", "(moving >> j & 1) != 0", "(moving & 1) != 0"),
@@ -56,8 +55,7 @@ MOMENTS = [
 PREPARE = [
     ("moments: another seed's", "moments = seed * (dim + 1) + first + own", "moments = first + own"),
     ("moments: of lanes without a channel", "  if (live) {\n    if (channel", "  if (adds) {\n    if (channel"),
-    ("moments: they learn although they must not", "b.learn ? 2 * tiles : 1", "2 * tiles"),
-    ("moments: they learn once although they must not", "if (adds && b.learn) {", "if (adds) {"),
+    ("moments: they learn although they must not", "if (adds && b.learn) {", "if (adds) {"),
     ("moments: a batch that teaches nothing moves them", "if (channel.learnt > 0) {", "{"),
     ("tiles: the first for all", "const int from = step % tiles * kTile;", "const int from = 0;"),
     ("tiles: as many rows as the first", "tile.rows = n - from < kTile ? n - from : kTile;", ""),
