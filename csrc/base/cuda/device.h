@@ -233,15 +233,14 @@ __device__ __forceinline__ bool gate_passed(Gate* gate, unsigned opening) {
 __device__ __forceinline__ void gate_wait(Gate* gate, unsigned opening) {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 900
   unsigned open;
-  do {  // each try sleeps for a while
+  do {  // each try suspends the warp for a while, without issue slots; the gate's opening ends it
     asm volatile("{ .reg .pred open; mbarrier.try_wait.parity.shared.b64 open, [%1], %2; selp.u32 %0, 1, 0, open; }"
                  : "=r"(open)
                  : "r"(shared_address(gate)), "r"(opening & 1)
                  : "memory");
   } while (open == 0);
 #elif defined(__CUDACC__)
-  while (!gate_passed(gate, opening)) {
-  }
+  while (!gate_passed(gate, opening)) __nanosleep(32);  // at most 64 ns late, and the slots are left to other warps
 #else
   emulator::gate_wait(gate, opening & 1);
 #endif

@@ -32,7 +32,7 @@ struct ScreenShape {
   static constexpr int kMostStages = 6;
   static constexpr int kFewestStages = 2;
   static_assert(kTile % kSide == 0 && kSide % kFragmentRows == 0);
-  static_assert(kSide <= 64);  // a lane's sums are a word of 64 bits
+  static_assert(kSide <= 64);  // a lane's sums for two rows of queries are the bits of a word
 };
 
 // Blocks of kMaxWarps that shall share a multiprocessor. By rule, two where its shared memory has room for two and the
@@ -278,14 +278,17 @@ __global__ void __launch_bounds__(Shape::kMaxWarps* kWarp, blocks_on<Shape, kReg
           }
         }
       }
-      uint64_t bits = static_cast<uint64_t>(left[1]) << 32 | left[0];
 #pragma unroll 1
-      while (__any_sync(kFullWarp, bits != 0)) {
-        const int bit = bits != 0 ? __ffsll(static_cast<long long>(bits)) - 1 : 0;
-        const int column = bit % 16;
-        const int place = tile * kTile + side + 2 * member + column / 2 * 8 + column % 2;
-        mine.offer(bits != 0, bit / 16 * 8 + group, place);
-        bits &= bits - 1;
+      while (__any_sync(kFullWarp, (left[0] | left[1]) != 0)) {
+        const bool low = left[0] != 0;
+        const unsigned bits = low ? left[0] : left[1];
+        const unsigned bit = bits != 0 ? __ffs(static_cast<int>(bits)) - 1 : 0;
+        const unsigned column = bit % 16;
+        const unsigned row = (low ? 0 : 16) + bit / 16 * 8 + group;
+        const unsigned place = tile * kTile + side + 2 * member + column / 2 * 8 + column % 2;
+        mine.offer(bits != 0, static_cast<int>(row), static_cast<int>(place));
+        left[0] = low ? bits & (bits - 1) : 0;
+        left[1] = low ? left[1] : bits & (bits - 1);
       }
     }
     ring.leave(mine.values[lane], mine.bounds[lane]);

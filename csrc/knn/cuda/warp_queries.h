@@ -6,9 +6,9 @@
 
 namespace qcse::cuda {
 
-struct Pair {
-  int query;  // of the warp's 32
-  int place;  // of the candidate in sorted order
+struct alignas(8) Pair {  // travels in one instruction
+  int query;              // of the warp's 32
+  int place;              // of the candidate in sorted order
 };
 
 // Pairs that a warp keeps until it has 32 to compute: fewer than 32 from before, and one more of each lane.
@@ -266,7 +266,8 @@ struct WarpQueries {
   __device__ __forceinline__ void offer(bool offers, int query, int place) {
     // Values often decide where states do not: a look at the gap spares the queue what both rule out.
     bool wanted = offers;
-    if (by_gap) wanted = offers && magnitude(values[query] - view.values[place]) < bounds[query];
+    if (by_gap) [[unlikely]]
+      wanted = offers && magnitude(values[query] - view.values[place]) < bounds[query];
     const unsigned lanes = __ballot_sync(kFullWarp, wanted);
     if (wanted) queue[queued + __popc(lanes & ((1u << lane) - 1))] = {query, place};
     queued += __popc(lanes);
