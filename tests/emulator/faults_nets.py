@@ -15,7 +15,6 @@ FORWARD = [
     ("the first network's bias", "const T* const bias = p.bias + net * width", "const T* const bias = p.bias"),
     ("the first column's bias", "bias + i % packs * V", "bias"),
     ("dot: rows past the end are loaded", "if (r < live) h[r] =", "h[r] ="),
-    ("dot: rows past the end are used", "if (r >= live) break;", ""),
     ("dot: rows past the end are written", "if (r < live && lane == r)", "if (lane == r)"),
     ("dot: pairs of lanes are left apart", "lanes = kWarp / 2; lanes > 0", "lanes = kWarp / 2; lanes > 1"),
     ("dot: half of the warp in the mask", "__shfl_xor_sync(kFullWarp, sum[r]", "__shfl_xor_sync(0xffffu, sum[r]"),
