@@ -48,7 +48,7 @@ class BatchInProgress(Batch):
 
     @property
     def rewards(self) -> Tensor:
-        self._side.join()
+        self._side.wait()
         return self._rewards
 
     @rewards.setter

@@ -22,6 +22,7 @@ class SideStream:
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._forked = False  # and not joined: a capture must not wait for a stream that is no branch of it
 
     @contextmanager
     def fork(self) -> Iterator[None]:
@@ -30,10 +31,16 @@ class SideStream:
             yield
             return
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        self._forked = True
         with torch.cuda.stream(self._stream):
             yield
 
-    def join(self) -> None:
+    def wait(self) -> None:
         """What the current stream is given from now on comes after what the side has been given."""
-        if self._stream is not None:
+        if self._stream is not None and self._forked:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+
+    def join(self) -> None:
+        """Wait by the stream that forked: nothing is done on the side any more."""
+        self.wait()
+        self._forked = False

@@ -183,15 +183,15 @@ def test_a_named_gpu_becomes_the_current_one(monkeypatch) -> None:
 
 def test_who_reads_the_rewards_waits_for_the_bonus() -> None:
     class Side(SideStream):
-        joined = 0
+        waits = 0
 
-        def join(self) -> None:
-            self.joined += 1
+        def wait(self) -> None:
+            self.waits += 1
 
     side, names = Side(torch.device("cpu")), [f.name for f in fields(Batch)]
     batch = Batch(**{name: torch.full((1, 4), float(i)) for i, name in enumerate(names)})
     late = BatchInProgress(batch, side)
-    assert all(getattr(late, name) is getattr(batch, name) for name in names if name != "rewards") and side.joined == 0
-    assert late.rewards is batch.rewards and side.joined == 1
-    assert torch.equal(late.tail(1).rewards, batch.rewards[:, 1:]) and side.joined == 2
-    assert late.state_dict().keys() == batch.state_dict().keys() and side.joined == 3
+    assert all(getattr(late, name) is getattr(batch, name) for name in names if name != "rewards") and side.waits == 0
+    assert late.rewards is batch.rewards and side.waits == 1
+    assert torch.equal(late.tail(1).rewards, batch.rewards[:, 1:]) and side.waits == 2
+    assert late.state_dict().keys() == batch.state_dict().keys() and side.waits == 3
