@@ -65,7 +65,7 @@ PREPARE = [
     ("tiles: the mean of the first", "if (step == tiles - 1) channel", "if (step == 0) channel"),
     ("tiles: not filled again", "fill_tile(rows, from, share.own_lanes, tile);", ""),
     ("tiles: a pitch of its rows alone", "(rows + kWarp - 1) / kWarp * kWarp : kTile) + 2",
-     "rows + 1 - 1 : kTile)"),
+     "rows : kTile)"),
     ("table: entered without an exchange", "atomicCAS(&table[at], kEmpty, row)", "table[at]; table[at] = row"),
     ("table: whoever comes first stands", "atomicMin(&table[at], row);", ""),
     ("table: the last row stands", "atomicMin(&table[at], row)", "atomicMax(&table[at], row)"),
