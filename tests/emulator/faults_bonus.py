@@ -140,7 +140,7 @@ ADD = [
     ("squares where sums are still read", "sums_of_block(squares, slots + (kSums - 1) * kWarps)",
      "sums_of_block(squares, slots)"),
     ("a mean over all rows", "candidates = larger(candidates, 1.0);", "candidates = static_cast<double>(batch.rows);"),
-    ("a share of nothing", "rows = larger(rows, 1.0);", "rows = larger(rows, 2.0);"),
+    ("a share of nothing", "rows = larger(rows, 1.0);", ""),
     ("the variance", "sqrt_rn(squares[0] / candidates)", "squares[0] / candidates"),
     ("novelty by each of a warp", "if (threadIdx.x == kWarp) statistics", "if (threadIdx.x / kWarp == 1) statistics"),
     ("saturation of other seeds", "statistics[3 * batch.seeds]", "statistics[3]"),
