@@ -144,12 +144,13 @@ JUDGES = {
     "large": partial(knn, paths=("large",)),
     "screened": partial(knn, paths=("screened",)),
     "bonus": bonus,
+    "add_bonus": added_bonus,
     "nets": nets,
     "random": random,
     "buffer": buffer,
 }
 # Of a file that one kernel alone includes; otherwise the folder's, and those of all folders for csrc/base.
-OF_FILES = {"small.cu": "small", "large.cu": "large"}
+OF_FILES = {"small.cu": "small", "large.cu": "large", "add_bonus.cu": "add_bonus"}
 OF_FILES |= dict.fromkeys(("screened.cu", "screen.h", "warp_queries.h", "ring.h"), "screened")
 OF_BASE = {"sums.h": ["nets", "bonus"]}  # of csrc/base/cuda, where not all folders use it
 OF_FOLDERS = ("knn", "bonus", "nets", "random", "buffer")

@@ -130,6 +130,9 @@ def directed() -> list[tuple[str, Batch]]:
     b.variance[0], b.learn = (0, 1e-14, 4, 1e-14), False
     found.append(("hardly any spread", b))
 
+    # Rows that all move the moments, so that these are loaded two at a time.
+    found.append(("an odd number of rows", normal(16, 65, 3, 2)))
+
     # A warp's lanes of states, and the values behind them.
     b = normal(15, 30, 32, 3)
     b.values[0, 4:7] = np.inf, 1e30, np.nan
