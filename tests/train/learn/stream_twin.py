@@ -60,7 +60,7 @@ class World(TorchDispatchMode):
         backward = torch.autograd.backward
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: self.current)
         monkeypatch.setattr(torch.cuda, "stream", self.on)
-        monkeypatch.setattr(torch.autograd, "backward", lambda *args: self.backward(backward, *args))
+        monkeypatch.setattr(torch.autograd, "backward", lambda *args, **more: self.backward(backward, *args, **more))
 
     @contextmanager
     def on(self, stream: StreamTwin) -> Iterator[None]:
@@ -103,7 +103,8 @@ class World(TorchDispatchMode):
                     raise Race(f"{name} on stream {stream.number} and {what} on stream {number} touch the same memory")
             records.append((first, last, writes, stream.number, stream.clock[stream.number], name))
 
-    def backward(self, plain: Callable[..., None], roots: Sequence[Tensor], *args: object) -> None:
+    def backward(self, plain: Callable[..., None], given: Sequence[Tensor] | Tensor, *args: object, **more: object):
+        roots = [given] if isinstance(given, Tensor) else given
         nodes, left = set(), [root.grad_fn for root in roots]
         while left:
             node = left.pop()
@@ -134,7 +135,7 @@ class World(TorchDispatchMode):
 
         for node in nodes:
             handles += [node.register_prehook(begins(node)), node.register_hook(ends(node))]
-        plain(roots, *args)
+        plain(given, *args, **more)
         self.current = caller
         for stream in self.streams:
             caller.knows(stream.clock)  # autograd lets the caller's stream wait for those of all leaves

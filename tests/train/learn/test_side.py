@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from stream_twin import CaptureTwin, Race, StreamTwin, World
@@ -62,7 +60,8 @@ def test_nothing_is_touched_out_of_order(algo: str, bonus: str, world: World) ->
             update(True)
     beside = [side._stream for side in (update.agent.side, update._bonus_side)]
     done = [s is not None and world.operations[s.number] > 0 for s in beside]  # type: ignore[attr-defined]
-    assert done == [hasattr(type(update.agent), "actor") or algo not in ("iql", "awac", "td3_bc"), bonus != "none"]
+    # Those have losses of their own, whose parts need each other.
+    assert done == [algo not in ("iql", "awac", "td3_bc"), bonus != "none"]
 
 
 @pytest.mark.parametrize(("algo", "bonus"), CASES)
@@ -72,10 +71,6 @@ def test_a_capture_waits_for_its_branches_and_no_others(algo: str, bonus: str, w
         for _ in range(8):  # three eager ones of each kind, its capture, a replay
             update(True)
     assert any(kind.graph is not None for kind in update.graphs.values())
-
-
-def without(method: str) -> Callable[[pytest.MonkeyPatch], None]:
-    return lambda patch: patch.setattr(SideStream, method, lambda self: None)
 
 
 @pytest.mark.parametrize(("algo", "bonus"), [("cal_ql", "none"), ("iql", "qcse")])
