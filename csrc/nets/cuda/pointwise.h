@@ -1,7 +1,7 @@
-// The CUDA launchers of the contract in nets/pointwise.h; each is one launch, the conservative head's two. No CUDA and no
-// torch header is needed to call them. They enqueue on `stream` (a cudaStream_t) of the current device and return at once: no allocation, no
-// synchronisation, no memory that outlives the call, so a stream capture may contain them, a first call too. No size
-// may be 0; rows of a network, and a layer's width, are at most kMostRows and kWidest.
+// The CUDA launchers of the contract in nets/pointwise.h; each is one launch, the conservative head's two. No CUDA and
+// no torch header is needed to call them. They enqueue on `stream` (a cudaStream_t) of the current device and return at
+// once: no allocation, no synchronisation, no memory that outlives the call, so a stream capture may contain them, a
+// first call too. No size may be 0; rows of a network, and a layer's width, are at most kMostRows and kWidest.
 #pragma once
 #include <cstdint>
 
