@@ -17,7 +17,8 @@ from qcse.learn.reward import IntrinsicReward
 from qcse.learn.streams import Streams
 from qcse.learn.update import CudaGraph, UpdateStep
 
-pytestmark = pytest.mark.cuda
+# Torch warns where a leaf's gradient is made on another stream than the leaf was used on: a branch would be lost.
+pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("error:.*AccumulateGrad")]
 DEVICE = torch.device(os.environ.get("QCSE_CUDA_DEVICE", "cuda"))  # "cpu" rehearses it without graphs
 SHAPES = BenchArgs(batch_size=64, actions=3, policy_hidden=(32, 32), critic_hidden=(32, 32))
 SEEDS, ROWS, PHASE = 2, 500, 12  # updates of a phase: 3 eager ones of each kind, its capture, replays

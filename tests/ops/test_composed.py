@@ -98,7 +98,7 @@ def test_a_long_sum_of_few_results_is_divided(nets: int, rows: int, width: int, 
             return op(*args, **(kwargs or {}))
 
     with Products():
-        composed.mlp_backward(torch.ones_like(y), x, kept, weights, False, True)
+        composed.mlp_backward(torch.ones_like(y), x, kept, weights, biases, False, True)
     assert (nets * parts, width, rows // parts, width) in shapes
 
 

@@ -35,6 +35,9 @@ class Batch:
         """Views of the transitions from number `first` on."""
         return Batch(**{f.name: getattr(self, f.name)[:, first:] for f in fields(self)}) if first > 0 else self
 
+    def settle(self) -> None:
+        """What the current stream is given from now on comes after all that is still done to the batch."""
+
     def state_dict(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name).detach().cpu() for f in fields(self)}
 
@@ -46,9 +49,12 @@ class BatchInProgress(Batch):
         super().__init__(**{f.name: getattr(batch, f.name) for f in fields(batch)})
         self._side = side
 
+    def settle(self) -> None:
+        self._side.wait()
+
     @property
     def rewards(self) -> Tensor:
-        self._side.wait()
+        self.settle()
         return self._rewards
 
     @rewards.setter

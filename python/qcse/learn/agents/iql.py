@@ -59,7 +59,8 @@ class IQL(SAC):
         iql, config, actions = self.config.iql, self.config, batch.actions.unsqueeze(-2)
         with torch.no_grad():
             q = self.targets.values(batch.observations, actions).amin(1).squeeze(-1)
-            target = batch.rewards + config.discount * batch.bootstrap * self.value(batch.next_observations).squeeze(-1)
+            following = self.value(batch.next_observations).squeeze(-1)
+            target = batch.rewards + config.discount * batch.bootstrap * following
         advantage = q - self.value(batch.observations).squeeze(-1)
         value_loss = (torch.where(advantage < 0, 1.0 - iql.expectile, iql.expectile) * advantage.square()).mean(-1)
         predicted = self.critics(batch.observations, actions).squeeze(-1)

@@ -226,8 +226,8 @@ class SAC:
         losses = self.losses(batch, noise)
         self.optimizer.zero_grad(set_to_none=True)
         learnt = [loss for loss in (losses.policy, losses.critic, losses.multipliers) if loss.requires_grad]
-        torch.autograd.backward(learnt, [self.constant(1.0, loss) for loss in learnt])
-        self.side.join()
+        torch.autograd.backward(learnt, [self.constant(1.0, loss) for loss in learnt])  # joins what it has forked
+        batch.settle()  # the bonus reads what the step changes
         step_with_targets(self.optimizer, *self.followers(), self.config.target_rate)
         self.updates += 1
         return losses.metrics
