@@ -54,11 +54,13 @@ class BatchInProgress(Batch):
 
     @property
     def rewards(self) -> Tensor:
+        """[S, B], after all that is still done to them."""
         self.settle()
         return self._rewards
 
     @rewards.setter
     def rewards(self, rewards: Tensor) -> None:
+        """[S, B]."""
         self._rewards = rewards
 
 
