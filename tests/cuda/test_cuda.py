@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gpu_device import DEVICE
 from torch import Tensor
 
 import qcse_ext
@@ -17,8 +18,6 @@ from qcse_ext import _C
 
 pytestmark = pytest.mark.cuda
 PROBLEMS = int(os.environ.get("QCSE_CUDA_PROBLEMS", "300"))
-# "cpu" rehearses the tests that only compare answers, on a machine without a GPU (see benchmarks/gpu/run.py).
-DEVICE = os.environ.get("QCSE_CUDA_DEVICE", "cuda")
 KNN = torch.ops.qcse.knn
 ENTROPY = torch.ops.qcse.entropy
 

@@ -10,6 +10,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 import torch
+from gpu_device import DEVICE
 from torch import Tensor
 
 from qcse_ext import _C
@@ -17,7 +18,6 @@ from qcse_ext.bonus import batch_entropy
 
 pytestmark = pytest.mark.cuda
 PROBLEMS = int(os.environ.get("QCSE_CUDA_PROBLEMS", "300"))
-DEVICE = os.environ.get("QCSE_CUDA_DEVICE", "cuda")  # "cpu" rehearses what only compares answers
 CALL = torch.ops.qcse.batch_entropy
 Arguments = list[Tensor | int | float | bool]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_device import DEVICE, every_type, on_gpu
 from gpu_launches import launches
 from torch import Tensor
 
@@ -26,9 +26,6 @@ from qcse_ext.nets.critic import (
 from qcse_ext.nets.mlp import mlp, mlp_in_torch
 
 pytestmark = pytest.mark.cuda
-DEVICE = os.environ.get("QCSE_CUDA_DEVICE", "cuda")  # "cpu" rehearses what only compares answers
-on_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="graphs and launches are the GPU's")
-every_type = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 # S, E, B, n, D, A, hidden layers
 SHAPES = [(1, 2, 256, 10, 17, 6, (256, 256)), (8, 2, 256, 10, 17, 6, (64, 64)), (3, 4, 33, 2, 5, 3, (37, 20, 11)),
           (1, 1, 1, 1, 1, 1, (1,)), (2, 10, 70, 4, 45, 24, (512, 512, 512))]  # fmt: skip

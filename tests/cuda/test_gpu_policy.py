@@ -3,13 +3,13 @@ the targets; against their definitions in float64, captured in graphs, and count
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_device import DEVICE, every_type, on_gpu
 from gpu_launches import launches
 from torch import Tensor, nn
 
@@ -25,9 +25,6 @@ from qcse_ext.nets.actor_critic import (
 from qcse_ext.nets.tanh_gaussian import tanh_gaussian, tanh_gaussian_in_torch
 
 pytestmark = pytest.mark.cuda
-DEVICE = os.environ.get("QCSE_CUDA_DEVICE", "cuda")  # "cpu" rehearses what only compares answers
-on_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="graphs and launches are the GPU's")
-every_type = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 SHAPES = [(1, 2, 256, 10, 6), (8, 2, 256, 1, 17), (3, 10, 70, 4, 33), (1, 1, 1, 1, 1), (2, 2, 5000, 1, 3)]
 Call = Callable[..., tuple[Tensor, ...]]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
+from gpu_device import DEVICE
 from torch import Tensor
 
 from qcse.learn.streams import HOST, NAMES, Streams
@@ -13,7 +12,6 @@ from qcse_ext.random import LAWS, random, random_rows
 from qcse_ext.transitions import gather_transitions
 
 pytestmark = pytest.mark.cuda
-DEVICE = os.environ.get("QCSE_CUDA_DEVICE", "cuda")  # "cpu" rehearses what only compares answers
 SEGMENTS = [
     *[[(law, count)] for law in LAWS for count in (1, 3, 4, 1000, 15_361)],
     [("normal", 1536), ("normal", 15_360), ("symmetric", 10), ("normal", 7), ("unit", 15_360)],

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 import torch
+from gpu_device import DEVICE as DEVICE_NAME
 from torch import Tensor
 
 from qcse.bench import configuration, random_transitions
@@ -19,7 +19,7 @@ from qcse.learn.update import CudaGraph, UpdateStep
 
 # Torch warns where a leaf's gradient is made on another stream than the leaf was used on: a branch would be lost.
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("error:.*AccumulateGrad")]
-DEVICE = torch.device(os.environ.get("QCSE_CUDA_DEVICE", "cuda"))  # "cpu" rehearses it without graphs
+DEVICE = torch.device(DEVICE_NAME)  # on the CPU without graphs
 SHAPES = BenchArgs(batch_size=64, actions=3, policy_hidden=(32, 32), critic_hidden=(32, 32))
 SEEDS, ROWS, PHASE = 2, 500, 12  # updates of a phase: 3 eager ones of each kind, its capture, replays
 

@@ -10,8 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// --- Forward
-// ----------------------------------------------------------------------------------------------------------
+// --- Forward ---------------------------------------------------------------------------------------------------------
 
 constexpr int kGroup = 8;       // actions of a state that a thread has: what it loads of the weight serves all of them
 constexpr int kMostLanes = 64;  // threads side by side in a row
@@ -142,8 +141,7 @@ Status launch_in(const ActionRelu<T>& p, cudaStream_t stream) {
                                  static_cast<unsigned>(t.tiles), static_cast<unsigned>(t.slabs)));
 }
 
-// --- Backward
-// ---------------------------------------------------------------------------------------------------------
+// --- Backward --------------------------------------------------------------------------------------------------------
 
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kInputs = 8;    // numbers of an action whose sums a thread has; where there are more, blocks share them
